@@ -1,0 +1,1 @@
+"""The ADB stack, usable without the rest of anbox-tw."""

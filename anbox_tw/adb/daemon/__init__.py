@@ -1,0 +1,1 @@
+"""adbd: the device side of ADB."""

@@ -1,0 +1,1 @@
+"""The adb server: smart sockets for adb clients, transports to devices."""

@@ -1,0 +1,1 @@
+"""Android local sockets, init's socket activation and installd."""

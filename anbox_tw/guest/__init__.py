@@ -1,0 +1,1 @@
+"""The reference guest: the Android-side peers, for any Linux rootfs."""

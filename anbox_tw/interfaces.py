@@ -1,0 +1,136 @@
+"""Every seam of anbox-tw, as zope interfaces.
+
+The names are those of the Anbox C++ original (``src/anbox/network``, ``src/anbox/qemu``,
+``src/anbox/container``); the meaning is Twisted's: nothing blocks, and every effect that
+takes time is a Deferred.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IAddress, IProtocol
+    from twisted.python.failure import Failure
+
+__all__ = [
+    "IConnectionCreator",
+    "IContainer",
+    "IContainerBackend",
+    "IMessageProcessor",
+    "IMessageSender",
+    "IPipeService",
+]
+
+
+class IConnectionCreator(Interface):
+    """Decides what serves a connection that a listener has accepted."""
+
+    def create_connection_for(address: IAddress) -> IProtocol | None:
+        """Build the protocol that serves one accepted connection.
+
+        Args:
+            address: the peer's address as Twisted gives it.
+
+        Returns:
+            A protocol, or ``None`` to refuse the connection. The creator logs why it refused;
+            the listener then closes the connection.
+        """
+
+
+class IMessageSender(Interface):
+    """What a message processor answers through."""
+
+    def send(data: bytes) -> None:
+        """Queue ``data`` for the peer, in one write, after all that was queued before.
+
+        Sending on a closed connection is ignored.
+        """
+
+    def close(reason: str) -> None:
+        """Flush what is queued, then close; ``reason`` is logged and given to ``connection_lost``."""
+
+
+class IMessageProcessor(Interface):
+    """Turns a peer's bytes into effects."""
+
+    def process_data(data: bytes) -> None:
+        """Take the next bytes of the stream, cut at any place.
+
+        Raises:
+            anbox_tw.errors.PeerError: the peer broke the protocol. The connection is closed and
+                the error is its reason.
+        """
+
+    def connection_lost(reason: Failure) -> None:
+        """The connection has ended, for ``reason``. Called exactly once."""
+
+
+class IPipeService(Interface):
+    """One service behind ``/dev/qemu_pipe``, chosen by the name the guest writes first."""
+
+    name = Attribute("``str``: the exact name, for example ``qemud:adb`` or ``opengles``.")
+
+    def open(argument: str, address: IAddress) -> IProtocol | None:
+        """Serve one guest connection.
+
+        Args:
+            argument: what follows the name and its ``:``, or an empty string.
+            address: the peer's address.
+
+        Returns:
+            The protocol that takes over the transport after the identification; bytes that came
+            in behind the identification are given to its ``dataReceived``. ``None`` refuses, and
+            the service has logged why.
+        """
+
+
+class IContainerBackend(Interface):
+    """A way to run containers: ``process``, ``lxc``."""
+
+    name = Attribute("``str``: the name users choose it by.")
+
+    def probe() -> Deferred[list[Any]]:
+        """Look at the host without changing it.
+
+        Returns:
+            A list of ``anbox_tw.container.diagnosis.Probe``, each with a verdict and a cure.
+        """
+
+    def create(spec: Any, journal: Any) -> IContainer:
+        """Make a container object; nothing on the host changes yet.
+
+        Args:
+            spec: ``anbox_tw.container.spec.ContainerSpec``.
+            journal: ``anbox_tw.container.journal.Journal`` of the instance: every lasting change
+                is written there before it is made.
+
+        Raises:
+            anbox_tw.errors.ContainerError: the spec cannot be run by this backend.
+        """
+
+
+class IContainer(Interface):
+    """One container of one backend. The machine of its life (``container.machine``) drives it."""
+
+    def prepare() -> Deferred[None]:
+        """Make mounts, devices, network and configuration."""
+
+    def start() -> Deferred[None]:
+        """Start the container's init; fires when it runs.
+
+        Raises:
+            anbox_tw.errors.ContainerError: with cause, cure and the tail of the engine's log.
+        """
+
+    def stop(timeout: float) -> Deferred[None]:
+        """Ask init to end, and end it by force after ``timeout`` seconds; fires when it is gone."""
+
+    def when_exited() -> Deferred[str]:
+        """A Deferred of the caller's own: fires with a description when init has ended."""
+
+    def info() -> dict[str, Any]:
+        """What is known now: init's host pid, address, isolation, log files, notes. JSON-able."""

@@ -1,0 +1,1 @@
+"""netd: kernel events to the framework, framework commands to the kernel."""

@@ -1,0 +1,1 @@
+"""The network ground: listeners, connections, credentials, fd passing and the relay."""

@@ -1,0 +1,1 @@
+"""The qemu pipe: identification, qemud framing and one module per pipe service."""

@@ -1,0 +1,1 @@
+"""The RPC channel: framing, calls as Deferreds, dispatcher and generated messages."""

@@ -1,0 +1,1 @@
+"""The trial suite; mirrors ``anbox_tw``."""
