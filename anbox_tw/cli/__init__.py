@@ -1,1 +1,5 @@
 """The anbox command."""
+
+from anbox_tw.cli._main import cli, main
+
+__all__ = ["cli", "main"]

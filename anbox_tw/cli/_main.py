@@ -1,0 +1,112 @@
+"""The root of the ``anbox`` command: subcommands by name, errors to exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+import click
+
+from anbox_tw._version import __version__
+from anbox_tw.errors import AnboxError, ExitCode
+
+__all__ = ["cli", "main"]
+
+COMMANDS = {
+    "up": ("anbox_tw.cli.up", "up", "Start a container and its session, in the foreground."),
+    "down": ("anbox_tw.cli.down", "down", "Stop an instance and leave nothing of it behind but its data."),
+    "ps": ("anbox_tw.cli.ps", "ps", "List the instances of this user."),
+    "wait": ("anbox_tw.cli.wait", "wait", "Wait until an instance is live, ready or booted."),
+    "shell": ("anbox_tw.cli.shell", "shell", "Run a command, or a shell, in the container."),
+    "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
+    "doctor": (
+        "anbox_tw.cli.doctor",
+        "doctor",
+        "Look at the host: what works here, what is missing, how to mend it.",
+    ),
+    "version": ("anbox_tw.cli.version", "version", "Show the versions of anbox-tw and of what it stands on."),
+    "adb": (
+        "anbox_tw.cli.adb",
+        "adb",
+        "Talk ADB without an adb program: shell, push, pull, forward, install, ...",
+    ),
+    "ndc": ("anbox_tw.cli.ndc", "ndc", "Send a command to netd, or watch its events."),
+    "rc": ("anbox_tw.cli.rc", "rc", "Check and print Android init rc files."),
+}
+"""Name to (module, attribute, one line of help). A module is imported when its command runs, so that the
+command line answers at once."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own, imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order users meet them."""
+        return [name for name in COMMANDS if importlib.util.find_spec(COMMANDS[name][0]) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS or importlib.util.find_spec(COMMANDS[cmd_name][0]) is None:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is a usage error that names its neighbours."""
+        name = click.utils.make_str(args[0])
+        if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else " 'anbox --help' lists the commands."
+            ctx.fail(f"no such command '{name}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, "-V", "--version", prog_name="anbox", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Android containers: start, stop, look and talk to them.
+
+    Exit codes: 0 done; 1 it failed; 2 wrong usage; 3 not running; 4 timed out; 5 refused;
+    6 the host lacks something ('anbox doctor' says what).
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    try:
+        code: Any = cli.main(args=argv, prog_name="anbox", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AnboxError as error:
+        report(error)
+        sys.exit(int(error.exit_code))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def report(error: AnboxError) -> None:
+    """Print an error on standard error: the cause, then the cure."""
+    label = f"anbox: {error.code}: " if error.code else "anbox: "
+    click.echo(f"{label}{error.cause}", err=True)
+    if error.cure:
+        click.echo(f"  {error.cure}", err=True)
