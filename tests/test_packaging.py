@@ -93,7 +93,7 @@ class TwistdTests(SynchronousTestCase):
                 self.assertIn("Options:", text)
 
     def mktemp_directory(self) -> str:
-        path = self.mktemp()
+        path: str = self.mktemp()
         os.makedirs(path)
         return path
 
