@@ -9,11 +9,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IConsumer, IProducer, IProtocol, IPushProducer, ITransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
-
-from anbox_tw.adb._wire import Buffer
 
 __all__ = ["Collector", "MemoryLink", "MemoryTransport"]
 
@@ -149,31 +148,31 @@ class MemoryLink:
                 protocol.connectionLost(reason or Failure(ConnectionDone()))
 
 
-class Collector:
-    """A protocol that keeps what it hears; ``finished`` fires with all of it at the end."""
+class Collector(Protocol):
+    """A protocol that keeps what it hears; ``finished`` fires with all of it at the end.
+
+    Attributes:
+        data: all that came in.
+        chunks: the size of each ``dataReceived``.
+        reason: why it ended, or None.
+        finished: fires with ``data`` at the end.
+    """
 
     takes_buffers = True
+    transport: Any
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.chunks: list[int] = []
-        self.transport: Any = None
         self.reason: Failure | None = None
         self.finished: Deferred[bytes] = Deferred()
 
-    def makeConnection(self, transport: Any) -> None:
-        """Twisted gives the transport."""
-        self.transport = transport
-
-    def connectionMade(self) -> None:
-        """Not used: ``makeConnection`` does it."""
-
-    def dataReceived(self, data: Buffer) -> None:
+    def dataReceived(self, data: bytes) -> None:
         """Keep ``data``."""
         self.data += data
         self.chunks.append(len(data))
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end."""
         self.reason = reason
         self.finished.callback(bytes(self.data))
