@@ -1,0 +1,1 @@
+"""Messages generated from ``protocols/rpc/*.proto``; see the README there for how."""
