@@ -273,7 +273,7 @@ class Channel(Protocol):
         if self._out is not None:
             self._out.append(data)
         else:
-            self.transport.write(data)
+            cast(Any, self.transport).write(data)
         return call.deferred
 
     def send_event(self, message: Message | bytes) -> None:
