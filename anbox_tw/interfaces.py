@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 __all__ = [
+    "IClipboard",
     "IConnectionCreator",
     "IContainer",
     "IContainerBackend",
-    "IFrameworkCommand",
     "IMessageProcessor",
     "IMessageSender",
     "IPipeService",
@@ -89,6 +89,16 @@ class IPipeService(Interface):
         """
 
 
+class IClipboard(Interface):
+    """The text that host and guest exchange by copy and paste."""
+
+    def get_text() -> Deferred[str]:
+        """Fires with the text; empty when there is none, or none that is text."""
+
+    def set_text(text: str) -> Deferred[None]:
+        """Replace it; fires when others can see it."""
+
+
 class IContainerBackend(Interface):
     """A way to run containers: ``process``, ``lxc``."""
 
@@ -135,23 +145,3 @@ class IContainer(Interface):
 
     def info() -> dict[str, Any]:
         """What is known now: init's host pid, address, isolation, log files, notes. JSON-able."""
-
-
-class IFrameworkCommand(Interface):
-    """One command of a libsysutils daemon: what stands behind the first word of a request."""
-
-    name = Attribute("``str``: the first word.")
-    lock_name = Attribute("``str``: commands with the same lock name run one at a time, across all clients.")
-
-    def run(request: Any) -> Any:
-        """Do what was asked.
-
-        Args:
-            request: ``anbox_tw.netd.listener.Request``: the arguments, who asks, and where replies go.
-
-        Returns:
-            None, a Deferred or a coroutine; the connection's next command begins when it is done.
-
-        Raises:
-            anbox_tw.netd.errors.CommandFailed: is sent as the reply.
-        """

@@ -1,0 +1,37 @@
+"""Errors of the qemu pipe."""
+
+from __future__ import annotations
+
+from anbox_tw.errors import PeerError, PipeError
+
+__all__ = ["FramingError", "HandshakeError", "IdentificationError", "PipeServiceExists", "UnknownPipeService"]
+
+
+class IdentificationError(PipeError, PeerError):
+    """The guest did not begin its pipe with ``pipe:<name>`` and a NUL, within the limits."""
+
+    default_code = "ANBOX-Q001"
+
+
+class UnknownPipeService(PipeError, PeerError):
+    """The guest asked for a pipe service that this session does not have."""
+
+    default_code = "ANBOX-Q002"
+
+
+class FramingError(PipeError, PeerError):
+    """A qemud frame's header is not four hexadecimal digits, or announces more than is allowed."""
+
+    default_code = "ANBOX-Q003"
+
+
+class HandshakeError(PipeError, PeerError):
+    """The guest's adbd left the ``accept``, ``ok``, ``start`` order, or was too slow."""
+
+    default_code = "ANBOX-Q004"
+
+
+class PipeServiceExists(PipeError):
+    """A service of this name is registered already."""
+
+    default_code = "ANBOX-Q005"
