@@ -21,6 +21,7 @@ __all__ = [
     "IConnectionCreator",
     "IContainer",
     "IContainerBackend",
+    "IFrameworkCommand",
     "IMessageProcessor",
     "IMessageSender",
     "IPipeService",
@@ -145,3 +146,23 @@ class IContainer(Interface):
 
     def info() -> dict[str, Any]:
         """What is known now: init's host pid, address, isolation, log files, notes. JSON-able."""
+
+
+class IFrameworkCommand(Interface):
+    """One command of a libsysutils daemon: what stands behind the first word of a request."""
+
+    name = Attribute("``str``: the first word.")
+    lock_name = Attribute("``str``: commands with the same lock name run one at a time, across all clients.")
+
+    def run(request: Any) -> Any:
+        """Do what was asked.
+
+        Args:
+            request: ``anbox_tw.netd.listener.Request``: the arguments, who asks, and where replies go.
+
+        Returns:
+            None, a Deferred or a coroutine; the connection's next command begins when it is done.
+
+        Raises:
+            anbox_tw.netd.errors.CommandFailed: is sent as the reply.
+        """
