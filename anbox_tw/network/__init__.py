@@ -20,6 +20,15 @@ from anbox_tw.network.fds import FdReceiver, close_fds, receive_fds, send_fds
 from anbox_tw.network.listeners import CreatorFactory, EndpointListener, TcpListener, UnixListener
 from anbox_tw.network.paths import DEFAULT_INSTANCE, RuntimePaths, check_instance_name, find_runtime_dir
 from anbox_tw.network.ports import PortAllocator, PortClaim, free_port, holder_of_port
+from anbox_tw.network.relaying import (
+    ForwardCreator,
+    Relay,
+    RelayCounters,
+    RelayEnd,
+    RelayProtocol,
+    RelayResult,
+    relay,
+)
 from anbox_tw.network.socket_connection import MAX_QUEUE_BYTES, IEndOfInput, SocketConnection
 from anbox_tw.network.tracked import TrackedProtocol, abort_transport, hand_over
 
@@ -36,12 +45,18 @@ __all__ = [
     "EndpointConnector",
     "EndpointListener",
     "FdReceiver",
+    "ForwardCreator",
     "IEndOfInput",
     "ITrackedConnection",
     "NullCreator",
     "PortAllocator",
     "PortClaim",
     "ProcessorCreator",
+    "Relay",
+    "RelayCounters",
+    "RelayEnd",
+    "RelayProtocol",
+    "RelayResult",
     "RetryPolicy",
     "RuntimePaths",
     "SingleClientCreator",
@@ -63,5 +78,6 @@ __all__ = [
     "peer_groups",
     "process_command",
     "receive_fds",
+    "relay",
     "send_fds",
 ]

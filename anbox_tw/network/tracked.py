@@ -114,11 +114,11 @@ class TrackedProtocol(Protocol):
         }
 
     def close(self, reason: str) -> None:
-        """Flush, then close; a protocol that is an `IMessageSender` is asked, with ``reason``, to do it itself."""
+        """Flush, then close; a protocol that knows how, an `IMessageSender` or a relay, is asked with ``reason``."""
         if self.transport is None:
             return
         self.close_reason = reason
-        if IMessageSender.providedBy(self.protocol):
+        if IMessageSender.providedBy(self.protocol) or ITrackedConnection.providedBy(self.protocol):
             self.protocol.close(reason)
         else:
             self.transport.loseConnection()

@@ -1,0 +1,431 @@
+"""The relay between two kernel sockets, taken over from their Twisted transports.
+
+The transports stay what the reactor and everybody else knows: they own the sockets, close them, and tell the loss.
+Only their ``doRead`` and ``doWrite`` are the relay's, so that bytes go from one socket to the other in one step,
+without a write buffer and without a turn of the reactor between.
+
+* In small doses: ``recv_into`` a buffer that all relays share, and ``send`` at once.
+* In bulk, from TCP: ``splice(2)`` through a pipe of 1 MiB, so that the bytes never come to user space. From a UNIX
+  socket splicing costs more processor time than copying; there the doses grow instead.
+
+What a target does not take waits in the direction (one dose, or the pipe), and its source is not read meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+
+from anbox_tw.network._relay_ends import Direction, RelayEndpoint
+
+if TYPE_CHECKING:
+    from anbox_tw.network.relaying import Relay
+
+__all__ = ["MAX_PIPES", "PIPE_BYTES", "SocketEndpoint", "possible"]
+
+# The first is what a UNIX socket and loopback TCP hand over in one read; the second is where larger reads gain
+# no more, and the bound of what one direction holds for a slow target.
+SMALL_DOSE_BYTES: Final = 64 * 1024
+LARGE_DOSE_BYTES: Final = 256 * 1024
+# /proc/sys/fs/pipe-max-size, the most that a process without privileges may ask for
+PIPE_BYTES: Final = 1024 * 1024
+# Pipes of one process in use at once. A user without privileges has 16384 pipe pages (pipe-user-pages-soft), which
+# 64 such pipes would use up; further streams are copied.
+MAX_PIPES: Final = 40
+# pipes that wait for their next use; each is two descriptors and no memory while it is empty
+_POOLED_PIPES: Final = 8
+# what a UNIX socket in bulk may hold; its default of 208 KiB stalls a writer that has 1 MiB ready
+_BULK_SNDBUF_BYTES: Final = 1024 * 1024
+# doses, or pipefuls, that one stream may move before the others get their turn
+_ROUNDS: Final = 4
+# full doses in a row that make a stream bulk, small pipefuls in a row that end it
+_FULL_DOSES_FOR_BULK: Final = 3
+_SMALL_PIPEFULS_TO_END_BULK: Final = 8
+
+# fcntl.h; SPLICE_F_MOVE | SPLICE_F_NONBLOCK. The names exist in Python since 3.11 only on some builds.
+_SPLICE_FLAGS: Final = 0x01 | 0x02
+_F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+
+_view = memoryview(bytearray(0))
+
+
+def _shared_buffer() -> memoryview:
+    # One buffer for all: it is filled and emptied within one call, and there is one reactor thread.
+    global _view  # noqa: PLW0603  # made on the first use, 256 KiB that a process without relays does not pay
+    if not _view:
+        _view = memoryview(bytearray(LARGE_DOSE_BYTES))
+    return _view
+
+
+class _Pipe:
+    """A pipe, and how much of it is filled."""
+
+    __slots__ = ("filled", "read_fd", "write_fd")
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.filled = 0
+        try:
+            fcntl.fcntl(self.write_fd, _F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+class _PipePool:
+    """Pipes that wait for their next use; refuses when too many are in use."""
+
+    def __init__(self) -> None:
+        self._free: list[_Pipe] = []
+        self.in_use = 0
+        # 16 pages at most could be had, or no descriptor: asking again for each stream would cost more than it gains
+        self.refused = 0
+
+    def take(self) -> _Pipe | None:
+        if self.in_use >= MAX_PIPES or not hasattr(os, "splice"):
+            return None
+        if self._free:
+            pipe = self._free.pop()
+        else:
+            try:
+                pipe = _Pipe()
+            except OSError:
+                self.refused += 1
+                return None
+        self.in_use += 1
+        return pipe
+
+    def give_back(self, pipe: _Pipe) -> None:
+        self.in_use -= 1
+        if pipe.filled or len(self._free) >= _POOLED_PIPES:
+            # what a lost target did not take must not reach another stream
+            pipe.close()
+        else:
+            self._free.append(pipe)
+
+    def clear(self) -> None:
+        """Close what waits, for tests that count descriptors."""
+        while self._free:
+            self._free.pop().close()
+
+
+pipes = _PipePool()
+
+
+def possible(a: Any, b: Any) -> bool:
+    """Whether the relay can take both sockets over: plain ones, of one fd reactor, with nothing special queued."""
+    return (
+        _plain(a)
+        and _plain(b)
+        and a is not b
+        and a.reactor is b.reactor
+        and IReactorFDSet.providedBy(a.reactor)
+    )
+
+
+def _plain(transport: Any) -> bool:
+    return (
+        isinstance(transport, tcp.Connection)
+        # a transport on which startTLS was called
+        and not getattr(transport, "TLS", False)
+        and isinstance(getattr(transport, "socket", None), socket.socket)
+        # descriptors that still wait to be sent go with their bytes, which only the transport knows
+        and not getattr(transport, "_sendmsgQueue", None)
+        and not transport.disconnecting
+        and not transport._writeDisconnecting
+        and hasattr(transport, "_tempDataBuffer")
+    )
+
+
+class _SocketDirection(Direction):
+    """A direction between sockets.
+
+    Attributes:
+        pending: taken from the source, and not yet by the target.
+        dose: how much is asked of the source at once.
+        full: full doses in a row, or, in bulk, small pipefuls.
+        pipe: in bulk, what the bytes go through.
+        may_splice: whether bulk is worth a pipe here.
+    """
+
+    __slots__ = ("dose", "full", "may_splice", "pending", "pipe")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: memoryview | bytes = b""
+        self.dose = SMALL_DOSE_BYTES
+        self.full = 0
+        self.pipe: _Pipe | None = None
+        self.may_splice = False
+
+
+class SocketEndpoint(RelayEndpoint):
+    """Reads its socket and writes at once to the peer's."""
+
+    __slots__ = ("_closing", "_sock")
+
+    direction: _SocketDirection
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(relay)
+        self.direction = _SocketDirection()
+        self._closing = False
+        self._sock: socket.socket
+
+    def makeConnection(self, transport: Any) -> None:
+        """See `IProtocol`; takes the socket over."""
+        super().makeConnection(transport)
+        self._sock = transport.socket
+        transport.pauseProducing()
+        # whoever filled the transport until now is not asked for more
+        transport.producer = None
+        transport.doRead = self._do_read
+        transport.doWrite = self._do_write
+
+    def begin(self, leftover: bytes, ended: bool) -> None:
+        """See `RelayEndpoint`."""
+        if self.lost or self.peer.lost:
+            return
+        direction, target = self.direction, self.peer.transport
+        direction.may_splice = self._sock.family != socket.AF_UNIX
+        # what was written to the target before the relay and waits in its buffers goes first
+        queued = bytes(target.dataBuffer[target.offset :]) + b"".join(target._tempDataBuffer)
+        target.dataBuffer, target.offset = b"", 0
+        target._tempDataBuffer, target._tempDataLen = [], 0
+        if self.relay.limited:
+            allowed = self.relay.allowance()
+            leftover, over = leftover[:allowed], len(leftover) >= allowed
+        else:
+            over = False
+        direction.count += len(leftover)
+        direction.eof = ended
+        direction.pending = queued + leftover
+        self.peer._flush()
+        if over and not self.relay.ending:
+            self.relay.limit_reached()
+
+    def shut(self) -> None:
+        """See `RelayEndpoint`."""
+        if self.lost or self._closing:
+            return
+        self._closing = True
+        self.transport.stopReading()
+        # the next turn flushes what is pending, if anything is, and closes
+        self.transport.startWriting()
+
+    def release(self) -> None:
+        """See `RelayEndpoint`; also undoes the ring of references between transport and end."""
+        for own in ("doRead", "doWrite"):
+            self.transport.__dict__.pop(own, None)
+        for direction in (self.direction, self.peer.direction):
+            direction.pending = b""
+            self._drop_pipe(direction)
+
+    # -- reading: from this socket to the peer's
+
+    def _do_read(self) -> Any:
+        direction = self.direction
+        if self._closing:
+            return None
+        if direction.pipe is not None:
+            return self._splice(direction, direction.pipe)
+        target = self.peer
+        receive, send = self._sock.recv_into, target._sock.send
+        view = _view or _shared_buffer()
+        limited = self.relay.limited
+        for _ in range(_ROUNDS):
+            dose = direction.dose
+            if limited:
+                dose = min(dose, self.relay.allowance())
+            try:
+                count = receive(view, dose)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError:
+                return CONNECTION_LOST
+            if not count:
+                # Twisted calls readConnectionLost for this
+                return CONNECTION_DONE
+            direction.count += count
+            try:
+                sent = send(view[:count])
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                target._broken(direction)
+                return None
+            if sent < count:
+                direction.pending = bytes(view[sent:count])
+                direction.full = 0
+                direction.dose = SMALL_DOSE_BYTES
+                self.transport.stopReading()
+                target.transport.startWriting()
+            if limited and self.relay.allowance() <= 0:
+                self.relay.limit_reached()
+                return None
+            if sent < count:
+                return None
+            if count < dose or limited:
+                direction.full = 0
+                return None
+            direction.full += 1
+            if direction.full >= _FULL_DOSES_FOR_BULK:
+                direction.full = 0
+                pipe = pipes.take() if direction.may_splice else None
+                if pipe is not None:
+                    self._widen(target._sock)
+                    direction.pipe = pipe
+                    return self._splice(direction, pipe)
+                direction.dose = LARGE_DOSE_BYTES
+        return None
+
+    def _splice(self, direction: _SocketDirection, pipe: _Pipe) -> Any:
+        source, target = self._sock.fileno(), self.peer._sock.fileno()
+        splice = os.splice
+        for _ in range(_ROUNDS):
+            try:
+                count = splice(source, pipe.write_fd, PIPE_BYTES, flags=_SPLICE_FLAGS)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError:
+                return CONNECTION_LOST
+            if not count:
+                return CONNECTION_DONE
+            direction.count += count
+            try:
+                sent = splice(pipe.read_fd, target, count, flags=_SPLICE_FLAGS)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                pipe.filled = count
+                self.peer._broken(direction)
+                return None
+            if sent < count:
+                pipe.filled = count - sent
+                direction.full = 0
+                self.transport.stopReading()
+                self.peer.transport.startWriting()
+                return None
+            if count >= SMALL_DOSE_BYTES:
+                direction.full = 0
+                continue
+            direction.full += 1
+            if direction.full >= _SMALL_PIPEFULS_TO_END_BULK:
+                direction.full = 0
+                direction.dose = SMALL_DOSE_BYTES
+                self._drop_pipe(direction)
+            return None
+        return None
+
+    @staticmethod
+    def _widen(sock: socket.socket) -> None:
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_SNDBUF_BYTES)
+
+    @staticmethod
+    def _drop_pipe(direction: _SocketDirection) -> None:
+        pipe, direction.pipe = direction.pipe, None
+        if pipe is not None:
+            pipes.give_back(pipe)
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`; nothing comes this way while the sockets are the relay's."""
+
+    def readConnectionLost(self) -> None:
+        """The source has ended its side; the target learns it behind what is pending."""
+        direction = self.direction
+        direction.eof = True
+        self.transport.stopReading()
+        if not direction.pending and (direction.pipe is None or not direction.pipe.filled):
+            self._drop_pipe(direction)
+            self.peer._end_output()
+
+    # -- writing: what is pending from the peer to this socket
+
+    def _do_write(self) -> Any:
+        direction = self.peer.direction
+        pipe = direction.pipe
+        try:
+            if pipe is not None and pipe.filled:
+                pipe.filled -= os.splice(pipe.read_fd, self._sock.fileno(), pipe.filled, flags=_SPLICE_FLAGS)
+                if pipe.filled:
+                    return None
+            elif direction.pending:
+                sent = self._sock.send(direction.pending)
+                if sent < len(direction.pending):
+                    direction.pending = memoryview(direction.pending)[sent:]
+                    return None
+                direction.pending = b""
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            if self._closing:
+                return CONNECTION_LOST
+            self._broken(direction)
+            return None
+        if self._closing or self.transport.disconnecting:
+            return CONNECTION_DONE
+        self._go_on(direction)
+        return None
+
+    def _flush(self) -> None:
+        """Send what is pending for this socket now, as far as it goes."""
+        if self._closing:
+            return
+        direction = self.peer.direction
+        if direction.pending:
+            self._do_write()
+            if direction.pending:
+                self.transport.startWriting()
+        else:
+            self._go_on(direction)
+
+    def _go_on(self, direction: _SocketDirection) -> None:
+        # everything taken was delivered
+        self.transport.stopWriting()
+        if direction.eof:
+            self._end_output()
+        elif not self.peer.lost and not self.peer._closing:
+            self.peer.transport.startReading()
+
+    def _end_output(self) -> None:
+        direction = self.peer.direction
+        if direction.ended or self.lost:
+            return
+        direction.ended = True
+        # A source that has ended and takes nothing either is gone: this side is to see a reset, not an end before it.
+        if not self.direction.broken:
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                # reset meanwhile: the next read of this socket says so
+                pass
+        self.relay.direction_ended(direction)
+
+    def _broken(self, direction: _SocketDirection) -> None:
+        """This socket takes nothing more; what its peer still sent, before it went, is delivered all the same."""
+        direction.broken = direction.ended = True
+        direction.pending = b""
+        self._drop_pipe(direction)
+        if not self.lost:
+            self.transport.stopWriting()
+        source = self.peer
+        if not source.lost:
+            source.transport.stopReading()
+            if source._sock.family == socket.AF_UNIX:
+                try:
+                    # a UNIX peer learns at its next write that nobody listens
+                    source._sock.shutdown(socket.SHUT_RD)
+                except OSError:
+                    pass
+        self.relay.direction_ended(direction)

@@ -1,0 +1,521 @@
+"""Moving bytes between two connections: backpressure and half-close both ways, limits, counters, and why it ended.
+
+Two strategies stand behind one function. Where both ends are plain sockets of one reactor, the relay takes them over
+from their transports (`_relay_sockets`): bytes go from socket to socket with no queue between, in bulk through a pipe
+with ``splice(2)``. Everything else (TLS, in-memory transports) is joined as producer and consumer (`_relay_producer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from attrs import frozen
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from anbox_tw.errors import NetworkError
+from anbox_tw.interfaces import IConnectionCreator
+from anbox_tw.network import _relay_producer, _relay_sockets
+from anbox_tw.network._relay_ends import Direction, RelayEndpoint
+from anbox_tw.network.connections import CLOSE_GRACE_S, Connections, ITrackedConnection, next_connection_id
+from anbox_tw.network.tracked import abort_transport, hand_over
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    from anbox_tw.network.connectors import EndpointConnector
+
+__all__ = [
+    "ForwardCreator",
+    "Relay",
+    "RelayCounters",
+    "RelayEnd",
+    "RelayProtocol",
+    "RelayResult",
+    "RelayStrategy",
+    "relay",
+]
+
+# What may wait in a RelayProtocol: it pauses its transport at once, so this is one read of a transport that was
+# reading already, with room.
+MAX_LEFTOVER_BYTES: Final = 1024 * 1024
+# how many times within the idle time the counters are looked at: an idle stream ends at most a quarter late
+_IDLE_CHECKS: Final = 4
+
+RelayStrategy = Literal["auto", "sockets", "producer"]
+
+
+class RelayEnd(Enum):
+    """Why a relay ended."""
+
+    FINISHED = "finished"
+    """Both sides ended, or one closed cleanly, and all was delivered."""
+    RESET = "reset"
+    """One side broke the connection; the other was cut off."""
+    IDLE = "idle"
+    """No byte moved for the idle time."""
+    LIMIT = "limit"
+    """The limit of bytes or of time was reached."""
+    CLOSED = "closed"
+    """`Relay.close` or `Relay.abort` was called, or the registry closed all."""
+
+
+@frozen
+class RelayCounters:
+    """Bytes taken from each side so far.
+
+    Attributes:
+        a_to_b: bytes.
+        b_to_a: bytes.
+    """
+
+    a_to_b: int
+    b_to_a: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in both directions."""
+        return self.a_to_b + self.b_to_a
+
+
+@frozen
+class RelayResult:
+    """How a relay ended.
+
+    Attributes:
+        end: the kind of end.
+        side: who caused it: ``a``, ``b``, or None for neither.
+        reason: one line for a log.
+        counters: bytes moved.
+        duration: seconds.
+    """
+
+    end: RelayEnd
+    side: Literal["a", "b"] | None
+    reason: str
+    counters: RelayCounters
+    duration: float
+
+
+@implementer(IHalfCloseableProtocol)
+class RelayProtocol(Protocol):
+    """Holds a connection still until a relay takes it: reads nothing, keeps what was read already.
+
+    Attributes:
+        leftover: bytes that came before the relay; it delivers them first.
+        ended: whether the peer has ended its side already.
+        lost: why the connection was lost before a relay took it, or None.
+    """
+
+    transport: Any = None
+
+    def __init__(self) -> None:
+        self.leftover = b""
+        self.ended = False
+        self.lost: Failure | None = None
+        self._on_lost: Callable[[], None] | None = None
+
+    def connectionMade(self) -> None:
+        self.transport.pauseProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.leftover += data
+        if len(self.leftover) > MAX_LEFTOVER_BYTES:
+            abort_transport(self.transport)
+
+    def readConnectionLost(self) -> None:
+        """The peer has ended its side; the relay passes that on."""
+        self.ended = True
+
+    def writeConnectionLost(self) -> None:
+        """Our side was ended."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = reason
+        if self._on_lost is not None:
+            self._on_lost()
+
+
+@implementer(ITrackedConnection)
+class Relay:
+    """One running relay; `relay` makes it.
+
+    Attributes:
+        id: unique in this process, among connections too.
+        name: for lists and logs.
+        strategy: ``sockets`` or ``producer``: what was chosen.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        name: str,
+        idle_timeout: float | None,
+        max_bytes: int | None,
+        max_duration: float | None,
+        close_grace: float,
+        on_close: Callable[[RelayResult], None] | None,
+        registry: Connections | None,
+    ) -> None:
+        """Not for callers: use `relay`."""
+        self.id = next_connection_id()
+        self.name = name
+        self.strategy = "producer"
+        self.result: RelayResult | None = None
+        self._clock = clock
+        self._idle_timeout = idle_timeout
+        self._max_bytes = max_bytes
+        self._max_duration = max_duration
+        self._grace = close_grace
+        self._on_close = on_close
+        self._registry = registry
+        self._ends: tuple[RelayEndpoint, RelayEndpoint]
+        self._waiters: list[Deferred[RelayResult]] = []
+        self._timer: IDelayedCall | None = None
+        self._duration_timer: IDelayedCall | None = None
+        self._still = 0
+        self._seen = 0
+        self._since = clock.seconds()
+        self._verdict: tuple[RelayEnd, Literal["a", "b"] | None, str] | None = None
+
+    # -- for callers
+
+    @property
+    def counters(self) -> RelayCounters:
+        """Bytes taken from each side so far."""
+        a, b = self._ends
+        return RelayCounters(a.direction.count, b.direction.count)
+
+    def when_done(self) -> Deferred[RelayResult]:
+        """A Deferred of the caller's own that fires with the result when both connections are gone; never fails."""
+        if self.result is not None:
+            return succeed(self.result)
+        # one waiter that is cancelled does not end the relay
+        waiter: Deferred[RelayResult] = Deferred(self._waiters.remove)
+        self._waiters.append(waiter)
+        return waiter
+
+    def close(self, reason: str) -> None:
+        """Read no more, deliver what was read, then close both; cut off what is not read within the grace."""
+        self.finish(RelayEnd.CLOSED, None, reason)
+
+    def abort(self, reason: str) -> None:
+        """Cut both off at once."""
+        self.finish(RelayEnd.CLOSED, None, reason, abort=True)
+        for end in self._ends:
+            end.abort()
+
+    def describe(self) -> dict[str, Any]:
+        """Id, name, strategy, both peers, bytes each way and age in seconds."""
+        counters = self.counters
+        return {
+            "id": self.id,
+            "name": self.name,
+            "strategy": self.strategy,
+            "a": self._ends[0].address(),
+            "b": self._ends[1].address(),
+            "a_to_b": counters.a_to_b,
+            "b_to_a": counters.b_to_a,
+            "age": round(self._clock.seconds() - self._since, 3),
+        }
+
+    # -- for the ends
+
+    def start(self, a: RelayEndpoint, b: RelayEndpoint) -> None:
+        """Take both ends and begin."""
+        self._ends = (a, b)
+        if self._idle_timeout is not None:
+            self._timer = self._clock.callLater(self._idle_timeout / _IDLE_CHECKS, self._check_idle)
+        if self._max_duration is not None:
+            self._duration_timer = self._clock.callLater(self._max_duration, self._too_long)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit of bytes, so that `allowance` must be asked before each read."""
+        return self._max_bytes is not None
+
+    def allowance(self) -> int:
+        """How many more bytes may be taken under the limit of bytes."""
+        assert self._max_bytes is not None
+        return self._max_bytes - self.counters.total
+
+    def limit_reached(self) -> None:
+        """As many bytes as are allowed were taken."""
+        self.finish(RelayEnd.LIMIT, None, f"the limit of {self._max_bytes} bytes is reached")
+
+    @property
+    def ending(self) -> bool:
+        """Whether the end has begun: nothing more is taken from either side."""
+        return self._verdict is not None
+
+    def input_ended(self, end: RelayEndpoint) -> None:
+        """One end has ended its side, and the other cannot be told so without closing it."""
+        side: Literal["a", "b"] = "a" if end is self._ends[0] else "b"
+        self.finish(RelayEnd.FINISHED, side, f"{side} ended, and the other side cannot be half-closed")
+
+    def direction_ended(self, direction: Direction) -> None:
+        """A direction has delivered its last byte and the end, or can deliver no more (``broken``)."""
+        a, b = self._ends
+        if not (a.direction.ended and b.direction.ended):
+            return
+        for side, end in (("b", a), ("a", b)):
+            if end.direction.broken:
+                # what it sent before was delivered; its refusal is to be seen at the other side
+                self.finish(RelayEnd.RESET, side, f"{side} takes no more", abort=True)  # type: ignore[arg-type]  # the literals above
+                return
+        self.finish(RelayEnd.FINISHED, None, "both sides ended")
+
+    def end_lost(self, end: RelayEndpoint, reason: Failure) -> None:
+        """The connection of one end is gone."""
+        side: Literal["a", "b"] = "a" if end is self._ends[0] else "b"
+        if self._verdict is None:
+            if reason.check(ConnectionDone):
+                self.finish(RelayEnd.FINISHED, side, f"{side} closed")
+            else:
+                self.finish(RelayEnd.RESET, side, f"{side}: {reason.getErrorMessage()}", abort=True)
+        if all(other.lost for other in self._ends):
+            self._done()
+
+    def finish(
+        self, end: RelayEnd, side: Literal["a", "b"] | None, reason: str, *, abort: bool = False
+    ) -> None:
+        """Begin the end; the first call decides its cause."""
+        if self._verdict is not None:
+            return
+        self._verdict = (end, side, reason)
+        self._cancel_timers()
+        # closing one end may close the other within the call: both are asked all the same
+        if not abort:
+            self._timer = self._clock.callLater(self._grace, self._grace_over)
+        for each in self._ends:
+            if abort:
+                each.abort()
+            else:
+                each.shut()
+
+    # -- inside
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._duration_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._timer = self._duration_timer = None
+
+    def _check_idle(self) -> None:
+        assert self._idle_timeout is not None
+        total = self.counters.total
+        self._still = self._still + 1 if total == self._seen else 0
+        self._seen = total
+        if self._still >= _IDLE_CHECKS:
+            self._timer = None
+            self.finish(RelayEnd.IDLE, None, f"no byte moved for {self._idle_timeout:g} s")
+        else:
+            self._timer = self._clock.callLater(self._idle_timeout / _IDLE_CHECKS, self._check_idle)
+
+    def _too_long(self) -> None:
+        self._duration_timer = None
+        self.finish(RelayEnd.LIMIT, None, f"the limit of {self._max_duration:g} s is reached")
+
+    def _grace_over(self) -> None:
+        self._timer = None
+        self._log.info("{name} #{id}: cut off a peer that does not read the rest", name=self.name, id=self.id)
+        for end in self._ends:
+            end.abort()
+
+    def _done(self) -> None:
+        if self.result is not None:
+            return
+        assert self._verdict is not None
+        self._cancel_timers()
+        end, side, reason = self._verdict
+        self.result = RelayResult(end, side, reason, self.counters, self._clock.seconds() - self._since)
+        if self._registry is not None:
+            self._registry.remove(self)
+        waiters, self._waiters = self._waiters, []
+        try:
+            if self._on_close is not None:
+                self._on_close(self.result)
+        except Exception:
+            self._log.failure("{name}: on_close failed", name=self.name)
+        for waiter in waiters:
+            waiter.callback(self.result)
+
+
+def relay(
+    a: Any,
+    b: Any,
+    *,
+    clock: Any,
+    idle_timeout: float | None = None,
+    max_bytes: int | None = None,
+    max_duration: float | None = None,
+    on_close: Callable[[RelayResult], None] | None = None,
+    leftover_a: bytes = b"",
+    leftover_b: bytes = b"",
+    name: str = "relay",
+    registry: Connections | None = None,
+    close_grace: float = CLOSE_GRACE_S,
+    strategy: RelayStrategy = "auto",
+) -> Relay:
+    """Move bytes between two connections until they end.
+
+    The end of one side's input is passed to the other, whose own input goes on. A reset on one side cuts the other
+    off. Memory is bounded: a side that does not read stops the other from being read.
+
+    Args:
+        a: a connected transport, or a connected protocol whose ``transport`` is taken; a `RelayProtocol` has waited
+            for this. The protocol that had the transport hears nothing more; a listener that tracks it goes on.
+        b: likewise.
+        clock: the reactor.
+        idle_timeout: end the relay when no byte moved for so many seconds (at most a quarter later).
+        max_bytes: end it when so many bytes were moved, both directions together.
+        max_duration: end it after so many seconds.
+        on_close: called with the result when both connections are gone.
+        leftover_a: bytes that were read from ``a`` already and belong to ``b``.
+        leftover_b: bytes that were read from ``b`` already and belong to ``a``.
+        name: for lists and logs.
+        registry: where the relay is listed while it runs.
+        close_grace: seconds a peer may take to read the rest at the end.
+        strategy: ``auto`` chooses; the others force one, for tests and measurements.
+
+    Raises:
+        NetworkError: one of them is not connected, the registry is full, or ``strategy="sockets"`` is impossible.
+            Both are then as before, and the caller's.
+    """
+    transports: list[Any] = []
+    leftovers = [leftover_a, leftover_b]
+    ended = [False, False]
+    for index, side in enumerate((a, b)):
+        if isinstance(side, RelayProtocol):
+            if side.lost is not None:
+                raise NetworkError(f"{'ab'[index]} is already lost: {side.lost.getErrorMessage()}")
+            leftovers[index] = side.leftover + leftovers[index]
+            ended[index] = side.ended
+        transport: Any = getattr(side, "transport", None) if IProtocol.providedBy(side) else side
+        if transport is None or getattr(transport, "disconnected", False):
+            raise NetworkError(f"{'ab'[index]} is not connected")
+        transports.append(transport)
+    possible = _relay_sockets.possible(*transports)
+    if strategy == "sockets" and not possible:
+        raise NetworkError(
+            "these transports are not plain sockets of one reactor that the relay could take over"
+        )
+    new = Relay(
+        clock,
+        name=name,
+        idle_timeout=idle_timeout,
+        max_bytes=max_bytes,
+        max_duration=max_duration,
+        close_grace=close_grace,
+        on_close=on_close,
+        registry=registry,
+    )
+    kind: type[RelayEndpoint]
+    if possible and strategy != "producer":
+        new.strategy = "sockets"
+        kind = _relay_sockets.SocketEndpoint
+    else:
+        kind = _relay_producer.ProducerEndpoint
+    if registry is not None:
+        registry.add(new)
+    ends = kind(new), kind(new)
+    ends[0].peer, ends[1].peer = ends[1], ends[0]
+    new.start(*ends)
+    for end, transport in zip(ends, transports, strict=True):
+        hand_over(transport, end)
+    for end, leftover, at_end in zip(ends, leftovers, ended, strict=True):
+        end.begin(leftover, at_end)
+    return new
+
+
+@implementer(IConnectionCreator)
+class ForwardCreator:
+    """Relays each accepted connection to a new one of a connector: a port forward.
+
+    A target that refuses, or does not answer in time, closes the accepted connection at once.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        connector: EndpointConnector,
+        *,
+        clock: Any,
+        name: str = "forward",
+        registry: Connections | None = None,
+        **options: Any,
+    ) -> None:
+        """Make the creator.
+
+        Args:
+            connector: to the target; its retry policy says how long a caller waits.
+            clock: the reactor.
+            name: of the relays.
+            registry: where the relays are listed.
+            options: further keyword arguments of `relay`.
+        """
+        self._connector = connector
+        self._clock = clock
+        self._name = name
+        self._registry = registry
+        self._options = options
+
+    def create_connection_for(self, address: IAddress) -> IProtocol:
+        """See `IConnectionCreator`."""
+        return _Forwarded(self)
+
+    def connect(self, accepted: _Forwarded) -> None:
+        """Connect to the target and relay; logs what fails."""
+        attempt = self._connector.connect(RelayProtocol)
+        accepted.attempt = attempt
+        attempt.addCallback(self._connected, accepted)
+        attempt.addErrback(self._failed, accepted)
+
+    def _connected(self, target: RelayProtocol, accepted: _Forwarded) -> None:
+        accepted.attempt = None
+        try:
+            relay(
+                accepted,
+                target,
+                clock=self._clock,
+                name=self._name,
+                registry=self._registry,
+                **self._options,
+            )
+        except NetworkError:
+            if target.transport is not None and target.lost is None:
+                abort_transport(target.transport)
+            raise
+
+    def _failed(self, failure: Failure, accepted: _Forwarded) -> None:
+        accepted.attempt = None
+        if accepted.lost is None:
+            self._log.info("{name}: {error}", name=self._name, error=failure.getErrorMessage())
+            abort_transport(accepted.transport)
+
+
+class _Forwarded(RelayProtocol):
+    def __init__(self, creator: ForwardCreator) -> None:
+        super().__init__()
+        self._creator = creator
+        self.attempt: Deferred[Any] | None = None
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._creator.connect(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        if self.attempt is not None:
+            self.attempt.cancel()
