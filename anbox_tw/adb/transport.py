@@ -364,9 +364,9 @@ class AdbTransport(Protocol):
         self._batch -= 1
         self._send_out()
 
-    def _send_out(self) -> None:
+    def _send_out(self, *, now: bool = False) -> None:
         """Write what the state has to say, unless more is about to come."""
-        if self._batch:
+        if self._batch and not now:
             return
         out = self.connection.data_to_send()
         if not out or self.transport is None:
@@ -536,7 +536,8 @@ class AdbTransport(Protocol):
 
     def _send_data(self, stream: AdbStream, data: Buffer | memoryview) -> None:
         self.connection.send_data(stream.local, data)
-        self._send_out()
+        # What can be changed must be out before its producer is asked for more.
+        self._send_out(now=type(data) is not bytes)
 
     def _close_stream(self, stream: AdbStream, reason: Failure) -> None:
         """End ``stream`` from this side."""
@@ -553,9 +554,7 @@ class AdbTransport(Protocol):
     def _start_tls(self, rest: bytes) -> None:
         assert self.transport is not None
         # The STLS that asks for it must be on its way before anything of TLS.
-        batch, self._batch = self._batch, 0
-        self._send_out()
-        self._batch = batch
+        self._send_out(now=True)
         if self._io is not None:
             self._io.release()
             self._io = None

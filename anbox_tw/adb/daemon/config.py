@@ -1,0 +1,91 @@
+"""What an adbd is and may do."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from anbox_tw.adb.auth import Authority
+from anbox_tw.adb.banner import DEVICE_FEATURES, Banner
+from anbox_tw.adb.daemon import compression
+from anbox_tw.adb.keys import AdbKey
+
+__all__ = ["DaemonConfig"]
+
+_SHELLS = ("/system/bin/sh", "/bin/sh")
+_TMPDIR = "/data/local/tmp"
+
+
+def _default_shell() -> str:
+    return next((path for path in _SHELLS if os.access(path, os.X_OK)), _SHELLS[-1])
+
+
+@attrs.define(kw_only=True)
+class DaemonConfig:
+    """Settings of one ``AdbDaemon``.
+
+    Attributes:
+        product: ``ro.product.name`` of the banner.
+        model: ``ro.product.model`` of the banner.
+        device: ``ro.product.device`` of the banner.
+        features: feature names to offer; those whose codec is not installed are left out.
+        authority: which hosts may enter.
+        tls_key: with it, hosts are taken through TLS; without, known by AUTH.
+        shell: the shell that runs commands.
+        cwd: working directory of shells, or None for ``root`` or ``/``.
+        root: directory that file services see as ``/`` and cannot leave, or None for all files.
+        environment: what children inherit before Android's own variables are set; None for ours.
+        max_payload: largest payload to agree on, in bytes.
+    """
+
+    product: str = "anbox"
+    model: str = "Anbox"
+    device: str = "anbox"
+    features: tuple[str, ...] = DEVICE_FEATURES
+    authority: Authority = attrs.field(factory=Authority)
+    tls_key: AdbKey | None = None
+    shell: str = attrs.field(factory=_default_shell)
+    cwd: str | None = None
+    root: str | None = None
+    environment: Mapping[str, str] | None = None
+    max_payload: int = 1024 * 1024
+    packages: Any = None
+    logs: Any = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.cwd is None:
+            self.cwd = self.root or "/"
+
+    def banner(self) -> Banner:
+        """The banner that hosts see."""
+        missing = {f"sendrecv_v2_{name}" for name in ("brotli", "lz4", "zstd")}
+        missing -= {f"sendrecv_v2_{name}" for name in compression.available()}
+        return Banner(
+            "device",
+            product=self.product,
+            model=self.model,
+            device=self.device,
+            features=[name for name in self.features if name not in missing],
+        )
+
+    def shell_environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """A child's environment, as ``shell_service.cpp`` makes it."""
+        environment = dict(os.environ if self.environment is None else self.environment)
+        try:
+            user = pwd.getpwuid(os.geteuid())
+            name, home = user.pw_name, user.pw_dir
+        except KeyError:
+            name, home = str(os.geteuid()), "/"
+        environment.update(
+            HOME=home, HOSTNAME=socket.gethostname(), LOGNAME=name, USER=name, SHELL=self.shell
+        )
+        if os.path.isdir(_TMPDIR) and os.access(_TMPDIR, os.W_OK):
+            environment["TMPDIR"] = _TMPDIR
+        environment.setdefault("PATH", os.defpath)
+        environment.update(extra)
+        return environment
