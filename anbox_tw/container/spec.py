@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from anbox_tw.errors import ConfigError
+from anbox_tw.network.paths import DEFAULT_INSTANCE, check_instance_name
 
 __all__ = [
     "DEFAULT_INSTANCE",
@@ -29,17 +30,10 @@ __all__ = [
     "ContainerSpec",
     "Device",
     "NetworkSpec",
-    "check_instance_name",
 ]
-
-DEFAULT_INSTANCE = "default"
-"""The instance that uses the paths of the C++ original."""
 
 HOST_ROOTFS = "host"
 """The value of `ContainerSpec.rootfs` that means: the host's own ``/``, read only."""
-
-INSTANCE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-# It becomes part of paths, of interface names and of LXC container names.
 
 PROPERTY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]*")
 MAX_PROPERTY_BYTES = 1024  # name and value; Android's own limit is 92 for a value, none for ro.* ones
@@ -53,21 +47,6 @@ MAX_INIT_ARGUMENTS = 256
 MAX_ID = 0xFFFF_FFFE  # the highest uid or gid; the next one means "none"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
-def check_instance_name(name: str) -> str:
-    """Give ``name`` back if it can name an instance.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not INSTANCE_NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name[:64]!r} cannot name an instance",
-            "use 1 to 32 of a-z, 0-9, '-' and '_', and begin with a letter or a digit",
-            code="ANBOX-C001",
-        )
-    return name
 
 
 def _bad(what: str, cure: str) -> ConfigError:
@@ -250,6 +229,14 @@ def _init(values: Iterable[str]) -> tuple[str, ...]:
     return arguments
 
 
+def _bind_mounts(values: Iterable[BindMount]) -> tuple[BindMount, ...]:
+    return tuple(values)
+
+
+def _devices(values: Iterable[Device]) -> tuple[Device, ...]:
+    return tuple(values)
+
+
 def _hash_mapping(value: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(value.items()))
 
@@ -286,10 +273,10 @@ class ContainerSpec:
     rootfs: str = attrs.field(default=HOST_ROOTFS, converter=_rootfs)
     image: str | None = attrs.field(default=None, converter=_optional_host_path)
     bind_mounts: tuple[BindMount, ...] = attrs.field(
-        default=(), converter=tuple, validator=_limited("bind mounts", MAX_BIND_MOUNTS)
+        default=(), converter=_bind_mounts, validator=_limited("bind mounts", MAX_BIND_MOUNTS)
     )
     devices: tuple[Device, ...] = attrs.field(
-        default=(), converter=tuple, validator=_limited("devices", MAX_DEVICES)
+        default=(), converter=_devices, validator=_limited("devices", MAX_DEVICES)
     )
     extra_properties: tuple[str, ...] = attrs.field(
         default=(), converter=_properties, validator=_limited("properties", MAX_PROPERTIES)

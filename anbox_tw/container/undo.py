@@ -29,6 +29,7 @@ __all__ = [
     "Mount",
     "boot_id",
     "default_kinds",
+    "make_directories",
     "make_directory",
     "mounts_at",
     "process_start_time",
@@ -450,6 +451,25 @@ def make_directory(journal: Journal, path: str, mode: int = 0o700) -> Entry | No
     os.mkdir(path, mode)
     os.chmod(path, mode)
     return entry
+
+
+def make_directories(journal: Journal, path: str, mode: int = 0o700) -> None:
+    """Make a directory and what is missing of its parents; all that is made goes away again.
+
+    Raises:
+        DiagnosedError: it cannot be made (``ANBOX-C005``).
+    """
+    missing: list[str] = []
+    while path != "/" and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(missing):
+        try:
+            make_directory(journal, each, mode)
+        except OSError as error:
+            raise DiagnosedError.of(
+                "ANBOX-C005", f"{each} cannot be made", error.strerror or str(error)
+            ) from error
 
 
 def record_mount(journal: Journal, target: str) -> Entry:
