@@ -1,6 +1,15 @@
 """The twistd commands and endpoint parsers of anbox-tw. Data only: nothing is imported before it is used."""
 
+from twisted.application.service import ServiceMaker
+
 from anbox_tw.android.endpoint_plugins import AndroidControlParser, AndroidParser
 
 android_endpoint = AndroidParser()
 android_control_endpoint = AndroidControlParser()
+
+anbox_adb_server = ServiceMaker(
+    "anbox-adb-server",
+    "anbox_tw.adb.server.tap",
+    "An adb server for unmodified adb clients: TCP devices and emulators, forwards, tracking.",
+    "anbox-adb-server",
+)
