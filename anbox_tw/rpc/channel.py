@@ -332,7 +332,7 @@ class Channel(Protocol):
         """The link is there."""
         transport = cast(Any, self.transport)
         peer = self.peer
-        peer.credentials = credentials_of(transport)
+        peer.credentials, peer.groups = credentials_of(transport)
         if not self.name:
             self.name = _describe(transport.getPeer(), peer)
         peer.name = self.name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import attrs
 from twisted.logger import Logger
+
+from anbox_tw.errors import NetworkError
+from anbox_tw.network import Credentials, peer_credentials, peer_groups
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -19,28 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["Credentials", "Peer"]
 
 
-@attrs.frozen
-class Credentials:
-    """Who connected, as the kernel says (SO_PEERCRED): fixed when the connection was made.
-
-    Attributes:
-        pid: may have been reused since; use it for messages only.
-        uid: effective user.
-        gid: effective group.
-    """
-
-    pid: int
-    uid: int
-    gid: int
-
-
-def credentials_of(transport: Any) -> Credentials | None:
-    """The credentials of the peer of a UNIX socket; None for any other transport."""
-    sock = getattr(transport, "socket", None)
-    if not isinstance(sock, socket.socket) or sock.family != socket.AF_UNIX:
-        return None
-    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Credentials(pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF)
+def credentials_of(transport: Any) -> tuple[Credentials | None, frozenset[int]]:
+    """Credentials and supplementary groups of a UNIX socket's peer; None and none for any other transport."""
+    try:
+        credentials = peer_credentials(transport)
+    except NetworkError:
+        return None, frozenset()
+    try:
+        return credentials, peer_groups(transport)
+    except NetworkError:
+        # A kernel without SO_PEERGROUPS: the peer is told apart by uid and gid alone.
+        return credentials, frozenset()
 
 
 class Peer:
@@ -48,6 +37,7 @@ class Peer:
 
     Attributes:
         credentials: of a UNIX socket's peer; None where the transport has none.
+        groups: its supplementary groups when it connected; empty where unknown.
         name: for log lines and messages.
         connected: False from the moment the link is lost.
     """
@@ -56,6 +46,7 @@ class Peer:
 
     def __init__(self, channel: Channel) -> None:
         self.credentials: Credentials | None = None
+        self.groups: frozenset[int] = frozenset()
         self.name = ""
         self.connected = False
         self._channel = channel

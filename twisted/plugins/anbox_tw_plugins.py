@@ -13,3 +13,10 @@ anbox_adb_server = ServiceMaker(
     "An adb server for unmodified adb clients: TCP devices and emulators, forwards, tracking.",
     "anbox-adb-server",
 )
+
+anbox_container = ServiceMaker(
+    "anbox-container",
+    "anbox_tw.container.tap",
+    "Container manager: runs Android containers for the sessions that ask for them.",
+    "anbox-container",
+)
