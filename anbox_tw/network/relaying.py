@@ -166,6 +166,7 @@ class Relay:
         close_grace: float,
         on_close: Callable[[RelayResult], None] | None,
         registry: Connections | None,
+        half_close: bool,
     ) -> None:
         """Not for callers: use `relay`."""
         self.id = next_connection_id()
@@ -179,6 +180,7 @@ class Relay:
         self._grace = close_grace
         self._on_close = on_close
         self._registry = registry
+        self._half_close = half_close
         self._ends: tuple[RelayEndpoint, RelayEndpoint]
         self._waiters: list[Deferred[RelayResult]] = []
         self._timer: IDelayedCall | None = None
@@ -266,14 +268,17 @@ class Relay:
     def direction_ended(self, direction: Direction) -> None:
         """A direction has delivered its last byte and the end, or can deliver no more (``broken``)."""
         a, b = self._ends
-        if not (a.direction.ended and b.direction.ended):
+        if self._half_close and not (a.direction.ended and b.direction.ended):
             return
         for side, end in (("b", a), ("a", b)):
             if end.direction.broken:
                 # what it sent before was delivered; its refusal is to be seen at the other side
                 self.finish(RelayEnd.RESET, side, f"{side} takes no more", abort=True)  # type: ignore[arg-type]  # the literals above
                 return
-        self.finish(RelayEnd.FINISHED, None, "both sides ended")
+        if a.direction.ended and b.direction.ended:
+            self.finish(RelayEnd.FINISHED, None, "both sides ended")
+        else:
+            self.finish(RelayEnd.FINISHED, "a" if a.direction.ended else "b", "its input ended")
 
     def end_lost(self, end: RelayEndpoint, reason: Failure) -> None:
         """The connection of one end is gone."""
@@ -365,6 +370,7 @@ def relay(
     name: str = "relay",
     registry: Connections | None = None,
     close_grace: float = CLOSE_GRACE_S,
+    half_close: bool = True,
     strategy: RelayStrategy = "auto",
 ) -> Relay:
     """Move bytes between two connections until they end.
@@ -386,6 +392,8 @@ def relay(
         name: for lists and logs.
         registry: where the relay is listed while it runs.
         close_grace: seconds a peer may take to read the rest at the end.
+        half_close: whether one side may go on when the other has ended its own; without it the end of either
+            side ends the relay, once what it sent is delivered.
         strategy: ``auto`` chooses; the others force one, for tests and measurements.
 
     Raises:
@@ -419,6 +427,7 @@ def relay(
         close_grace=close_grace,
         on_close=on_close,
         registry=registry,
+        half_close=half_close,
     )
     kind: type[RelayEndpoint]
     if possible and strategy != "producer":

@@ -25,8 +25,16 @@ from zope.interface import implementer
 
 from anbox_tw.errors import AlreadyRunning, NetworkError
 from anbox_tw.interfaces import IConnectionCreator, IPipeService
-from anbox_tw.network import DelegateCreator, NullCreator, PortAllocator, TcpListener, abort_transport
-from anbox_tw.qemu._join import Joined
+from anbox_tw.network import (
+    DelegateCreator,
+    NullCreator,
+    PortAllocator,
+    Relay,
+    RelayResult,
+    TcpListener,
+    abort_transport,
+    relay,
+)
 from anbox_tw.qemu._state import Accepted, AdbHandshake, GuestData, HandshakeState, Started
 from anbox_tw.qemu.adb_server_link import AdbServerLink, serial_of
 from anbox_tw.qemu.errors import HandshakeError
@@ -223,7 +231,7 @@ class AdbPipeService(Service):
         self._hosts: set[_Host] = set()
         self._waiting_guests: deque[_Guest] = deque()
         self._waiting_hosts: deque[_Host] = deque()
-        self._relays: set[Joined] = set()
+        self._relays: set[Relay] = set()
         self._idle: list[Deferred[None]] = []
         self.port = 0
         """The reserved ADB port, odd; 0 while the service does not run."""
@@ -310,10 +318,19 @@ class AdbPipeService(Service):
         assert host is not None
         self._guests.discard(guest)
         self._hosts.discard(host)
-        joined = Joined(self._reactor, guest.transport, host.transport, guest.rest, host.received)
+        joined = relay(
+            guest.transport,
+            host.transport,
+            clock=self._reactor,
+            leftover_a=guest.rest,
+            leftover_b=host.received,
+            name="adb",
+            # Neither side of ADB knows half-open connections, and a guest that ignored one would hold the device.
+            half_close=False,
+        )
         self._relays.add(joined)
         self._log.info("adb: guest pipe {guest} serves host {host}", guest=guest.number, host=host.number)
-        joined.when_done().addBoth(self._relay_done, joined, guest.number, host.number)
+        joined.when_done().addCallback(self._relay_done, joined, guest.number, host.number)
 
     def guest_gone(self, guest: _Guest) -> None:
         """A guest's pipe has ended before its ``start``."""
@@ -393,13 +410,15 @@ class AdbPipeService(Service):
             host.paired(guest)
             guest.grant(host)
 
-    def _relay_done(self, result: Any, joined: Joined, guest: int, host: int) -> None:
+    def _relay_done(self, result: RelayResult, joined: Relay, guest: int, host: int) -> None:
         self._relays.discard(joined)
         self._log.info(
-            "adb: guest pipe {guest} and host {host} have ended: {result}",
+            "adb: guest pipe {guest} and host {host} have ended, {reason}: {from_guest} and {from_host} bytes",
             guest=guest,
             host=host,
-            result=result.value if isinstance(result, Failure) else result,
+            reason=result.reason,
+            from_guest=result.counters.a_to_b,
+            from_host=result.counters.b_to_a,
         )
         self._check_idle()
 

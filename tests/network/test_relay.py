@@ -196,6 +196,18 @@ class Behaviour:
             result = await pair.relay.when_done()
             self.assertEqual((result.end, result.side), (RelayEnd.FINISHED, None))
 
+    async def test_without_half_close_the_end_of_one_side_is_the_end_of_both(self: Any) -> None:
+        for first, second in (("a", "b"), ("b", "a")):
+            pair = self.make(half_close=False)
+            ender, other = getattr(pair, first), getattr(pair, second)
+            ender.sendall(b"last words" * 5_000)
+            ender.shutdown(socket.SHUT_WR)
+            self.assertEqual(await deferToThread(read_all, other), b"last words" * 5_000)
+            # The other one does not close, and need not.
+            result = await pair.relay.when_done()
+            self.assertEqual((result.end, result.side), (RelayEnd.FINISHED, first))
+            self.assertEqual(await deferToThread(read_all, ender), b"")
+
     async def test_close_travels_at_once(self: Any) -> None:
         pair = self.make()
         pair.a.sendall(b"last")

@@ -20,3 +20,10 @@ anbox_container = ServiceMaker(
     "Container manager: runs Android containers for the sessions that ask for them.",
     "anbox-container",
 )
+
+anbox_session = ServiceMaker(
+    "anbox-session",
+    "anbox_tw.session.tap",
+    "Session of one container: its pipe, bridge and control sockets, and its place in adb devices.",
+    "anbox-session",
+)

@@ -1,0 +1,291 @@
+"""The session: serves the guest's sockets and the control socket, and has the manager run the container."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from anbox_tw.interfaces import IClipboard, IPipeService
+from anbox_tw.network import PortAllocator, RuntimePaths, UnixListener
+from anbox_tw.qemu.adb import AdbPipeService
+from anbox_tw.qemu.adb_server_address import AdbServerAddress
+from anbox_tw.qemu.adb_server_link import AdbServerLink
+from anbox_tw.qemu.boot_properties import BootPropertiesService
+from anbox_tw.qemu.null import NullService
+from anbox_tw.qemu.pipe import PipeConnectionCreator
+from anbox_tw.qemu.registry import PipeServiceRegistry
+from anbox_tw.session._state import Input, Levels, SessionState
+from anbox_tw.session.bridge import Bridge
+from anbox_tw.session.clipboard import Clipboard
+from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
+from anbox_tw.session.control import SessionControl
+
+__all__ = ["NULL_SERVICES", "SessionService", "SessionSettings"]
+
+NULL_SERVICES = ("anbox:bootanimation", "qemud:gps", "qemud:hw-control")
+"""Names whose guests send commands without answers, or only listen."""
+
+DEFAULT_PROPERTIES = {"ro.sf.lcd_density": "160"}
+"""What the original tells every guest: windows are measured at 160 dpi."""
+
+FUSE = "/dev/fuse"
+"""Android's sdcard daemon mounts with it."""
+
+
+@attrs.frozen
+class SessionSettings:
+    """What a session can be told; see ``twistd anbox-session --help`` for the same in words.
+
+    Attributes:
+        paths: of the instance.
+        adb_server: where the host's ADB server listens, or will.
+        console_port: the even port to take; ``None`` takes the first free pair from 5554.
+        backend: ``process``, ``lxc``, or empty for the manager's default.
+        rootfs: a directory, ``host``, or empty for the manager's default.
+        image: an Android image, or empty.
+        data_path: or empty for the manager's default.
+        boot_properties: for the guest's ``qemud:boot-properties``.
+        extra_properties: ``name=value`` for the guest's default.prop, beside our own.
+        devices: device paths the container gets, with permission bits.
+        environment: for the guest's init.
+        standalone: no container manager: the guest is brought by somebody else.
+    """
+
+    paths: RuntimePaths
+    adb_server: AdbServerAddress = attrs.field(factory=AdbServerAddress)
+    console_port: int | None = None
+    backend: str = ""
+    rootfs: str = ""
+    image: str = ""
+    data_path: str = ""
+    boot_properties: Mapping[str, str] = attrs.field(factory=lambda: dict(DEFAULT_PROPERTIES))
+    extra_properties: tuple[str, ...] = ()
+    devices: tuple[tuple[str, int], ...] = ((FUSE, 0o666),)
+    environment: tuple[tuple[str, str], ...] = ()
+    standalone: bool = False
+
+
+class SessionService(Service):
+    """One session.
+
+    Everything that later features add hangs on its parts: pipe services join ``registry``, a desktop replaces
+    ``clipboard``, listeners of what happens call ``observe``.
+
+    Args:
+        reactor: listens, connects and tells the time.
+        settings: what to run.
+        connect_manager: reaches the container manager.
+        ports: where the ADB ports come from.
+        clipboard: shared with the guest.
+        stop: called with a reason when a caller on the control socket wants the session to end.
+
+    Attributes:
+        registry: the pipe services.
+        state: phase and levels.
+        bridge: to the guest's Android side.
+        adb: the ADB pipe service.
+        adb_link: to the host's ADB server.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: SessionSettings,
+        connect_manager: Callable[[], Deferred[ManagerConnection]],
+        *,
+        ports: PortAllocator | None = None,
+        clipboard: IClipboard | None = None,
+        stop: Callable[[str], object] = lambda reason: None,
+    ) -> None:
+        self.settings = settings
+        self.paths = settings.paths
+        self.clipboard = clipboard or Clipboard()
+        self.started_at = 0.0
+        self.container_info: dict[str, Any] = {}
+        self.state = SessionState(self._state_changed)
+        self._levels = Levels()
+        self._observers: list[Callable[[str, str, str], object]] = []
+        self.adb_link = AdbServerLink(reactor, settings.adb_server)
+        self.adb_link.observe(self._adb_changed)
+        self.adb = AdbPipeService(
+            reactor, ports or PortAllocator(), self.adb_link, wanted=settings.console_port
+        )
+        self.registry = PipeServiceRegistry()
+        services: list[IPipeService] = [self.adb, BootPropertiesService(settings.boot_properties)]
+        services += [NullService(name) for name in NULL_SERVICES]
+        for service in services:
+            self.registry.register(service)
+        self.bridge = Bridge(reactor, self.clipboard)
+        self.bridge.observe(self._bridge_changed)
+        self.control = SessionControl(self, self.bridge, self.clipboard, reactor, stop)
+        # The control socket comes first: it is how a second session of the instance is found out.
+        self._listeners = [
+            UnixListener(reactor, self.paths.control, self.control.factory, mode=0o600, name="control"),
+            UnixListener(
+                reactor, self.paths.qemu_pipe, PipeConnectionCreator(self.registry, reactor), name="qemu_pipe"
+            ),
+            UnixListener(reactor, self.paths.anbox_bridge, self.bridge, name="anbox_bridge"),
+        ]
+        self.request = ContainerRequest(
+            instance=self.paths.instance,
+            bind_mounts=tuple((path, f"dev/{name}") for name, path in self.guest_sockets().items()),
+            devices=settings.devices,
+            extra_properties=("ro.boot.fake_battery=1", *settings.extra_properties),
+            backend=settings.backend,
+            rootfs=settings.rootfs,
+            image=settings.image,
+            data_path=settings.data_path,
+            environment=settings.environment,
+        )
+        self._supervisor = ContainerSupervisor(
+            reactor, connect_manager, self.request, self.state, self._container_changed
+        )
+        self._stopping: Deferred[None] | None = None
+
+    # -- what others ask --
+
+    @property
+    def failure(self) -> str:
+        """Why there is no container, or an empty string."""
+        return self._supervisor.failure
+
+    def guest_sockets(self) -> dict[str, str]:
+        """The sockets that the container gets in its ``/dev``: name to host path."""
+        return {"qemu_pipe": self.paths.qemu_pipe, "anbox_bridge": self.paths.anbox_bridge}
+
+    def sockets(self) -> dict[str, str]:
+        """All sockets of the session: name to host path."""
+        return {**self.guest_sockets(), "control": self.paths.control}
+
+    def details(self) -> dict[str, Any]:
+        """What the fixed fields of ``session_info`` do not say; JSON-able."""
+        return {
+            "adb": {
+                **self.adb.describe(),
+                "server": str(self.adb_link.address),
+                "state": self.adb_link.state,
+            },
+            "bridge": {
+                "connected": self.bridge.connected,
+                "applications": len(self.bridge.applications),
+                "windows": len(self.bridge.windows),
+            },
+            "pipe_services": list(self.registry),
+            "first_boot": self.state.first_boot,
+            "starts": self.state.starts,
+        }
+
+    def observe(self, callback: Callable[[str, str, str], object]) -> Callable[[], None]:
+        """Call ``callback(kind, name, detail)`` for each event of the control socket; returns what ends that."""
+        self._observers.append(callback)
+        return lambda: self._observers.remove(callback) if callback in self._observers else None
+
+    # -- life --
+
+    def startService(self) -> None:
+        """Make the directories, listen, and ask for the container.
+
+        Raises:
+            AlreadyRunning: another session of this instance runs.
+            PermissionRefused: a directory cannot be written.
+            NetworkError: no port is free, or a socket cannot be made.
+        """
+        if self.running:
+            return
+        self.paths.make_directories()
+        begun: list[Any] = []
+        try:
+            for part in (*self._listeners, self.adb, self.adb_link):
+                part.startService()
+                begun.append(part)
+        except Exception:
+            # What had begun would otherwise stay, sockets and all.
+            for part in reversed(begun):
+                ensureDeferred(_quietly(part)).addErrback(self._stop_failed)
+            raise
+        super().startService()
+        self.started_at = time.time()
+        if self.settings.standalone:
+            # Whoever brings the guest has done the manager's part.
+            for event in (Input.START, Input.CONNECTED, Input.STARTED):
+                self.state.feed(event)
+        else:
+            self._supervisor.startService()
+
+    def stopService(self) -> Deferred[None]:
+        """End the container, then everything else; fires when all is closed."""
+        if not self.running:
+            return self._stopping or succeed(None)
+        super().stopService()
+        self._stopping = ensureDeferred(self._stop())
+        return self._stopping
+
+    async def _stop(self) -> None:
+        # The guest first: it ends in order while its sockets still serve.
+        if self.settings.standalone:
+            for event in (Input.STOP, Input.GONE):
+                self.state.feed(event)
+        else:
+            await self._supervisor.stopService()
+        self.bridge.reset()
+        pipe_parts = [self.adb.stopService(), self.adb_link.stopService()]
+        await gatherResults(pipe_parts, consumeErrors=True)
+        await gatherResults([listener.stopService() for listener in self._listeners], consumeErrors=True)
+        self._stopping = None
+
+    def _stop_failed(self, failure: Failure) -> None:
+        self._log.failure("Stopping a part failed", failure)
+
+    # -- what the parts tell --
+
+    def _state_changed(self, what: str) -> None:
+        state = self.state
+        if what == "phase":
+            self._tell("phase", state.phase.value, state.detail)
+        levels, self._levels = self._levels, state.levels
+        for name in ("live", "ready", "booted"):
+            was, now = levels.reached(name), self._levels.reached(name)
+            if was != now:
+                self._log.info(
+                    "The session is {state} {name}", state="now" if now else "no longer", name=name
+                )
+                self._tell("level", name, "reached" if now else "lost")
+
+    def _adb_changed(self, adb_state: str) -> None:
+        self.state.adb_changed(adb_state)
+        self._tell("adb", self.adb.serial, adb_state)
+
+    def _bridge_changed(self, kind: str, value: Any) -> None:
+        if kind == "boot_finished":
+            self.state.boot_finished(bool(value))
+        self._tell("bridge", kind, "" if value is None else str(value))
+
+    def _container_changed(self, info: dict[str, Any]) -> None:
+        if info:
+            self.container_info.update(info)
+        else:
+            # The container is gone, and with it what its guest reported.
+            self.container_info.clear()
+            self.bridge.reset()
+        self._tell("container", info.get("state", "gone"), info.get("phase", "") or info.get("failure", ""))
+
+    def _tell(self, kind: str, name: str, detail: str) -> None:
+        self.control.tell(kind, name, detail)
+        for observer in list(self._observers):
+            try:
+                observer(kind, name, detail)
+            except Exception:
+                self._log.failure("An observer failed")
+
+
+async def _quietly(part: Any) -> None:
+    await part.stopService()

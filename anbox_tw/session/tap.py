@@ -1,0 +1,356 @@
+"""``twistd anbox-session``: the session manager of one instance."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python import usage
+
+from anbox_tw.errors import AnboxError, ConfigError
+from anbox_tw.network import RuntimePaths
+from anbox_tw.qemu.adb_server_address import AdbServerAddress
+from anbox_tw.qemu.boot_properties import check_property
+from anbox_tw.session.manager import manager_connector
+from anbox_tw.session.notify import SystemdNotifier
+from anbox_tw.session.service import DEFAULT_PROPERTIES, SessionService, SessionSettings
+
+__all__ = ["Options", "makeService"]
+
+_log = Logger()
+
+LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "fatal")
+PLATFORMS = ("sdl", "null")
+
+SENSORS = (
+    "acceleration",
+    "magnetic-field",
+    "orientation",
+    "temperature",
+    "proximity",
+    "light",
+    "pressure",
+    "humidity",
+)
+
+LATER = "accepted as in the original; nothing here draws or reads input yet, so it changes nothing"
+
+MAX_CONFIG_BYTES = 1 << 20
+"""A configuration has some twenty keys."""
+
+
+class Options(usage.Options):
+    """Command line, configuration file and environment of a session."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Serves the sockets of one Android container and has the container manager run it: /dev/qemu_pipe (adb and the "
+        "emulator's services) and /dev/anbox_bridge in the guest, and a control socket for the anbox command. The "
+        "device shows in 'adb devices' as soon as an adb server runs on this host; the session starts none itself. It "
+        "survives the loss of the manager and of the container: it says so, and asks for the container again.\n\n"
+        "Environment: XDG_RUNTIME_DIR; ADB_SERVER_SOCKET, ANDROID_ADB_SERVER_ADDRESS and ANDROID_ADB_SERVER_PORT, as adb "
+        "reads them; ANBOX_FORCE_SERVER_SIDE_DECORATION=true, ANBOX_FORCE_SOFTWARE_RENDERING=true and "
+        "ANBOX_ENABLE_TOUCH_EMULATION=false, as the flags of these names; NOTIFY_SOCKET, for systemd's Type=notify. "
+        "ANBOX_LOG_LEVEL and ANBOX_PLATFORM are checked and change nothing yet."
+    )
+
+    optParameters = [
+        ["instance", "i", "default", "Name of the instance."],
+        ["runtime-dir", None, "", "Where sockets live. [default: $XDG_RUNTIME_DIR, or a private directory]"],
+        [
+            "container-manager",
+            "m",
+            "",
+            "The container manager: path of its socket, or a client endpoint such as unix:/run/anbox-container.socket. "
+            "[default: that of this user, else that of the system]",
+        ],
+        [
+            "adb-server",
+            None,
+            "",
+            "The adb server: PORT, HOST:PORT, localfilesystem:PATH or localabstract:NAME. [default: as adb does]",
+        ],
+        [
+            "console-port",
+            None,
+            "",
+            "Even port of the pair to take; adb gets the next one. [default: the first free one from 5554]",
+        ],
+        ["backend", None, "", "How the container is run: process or lxc. [default: the manager's]"],
+        ["rootfs", None, "", "What the container sees as /: 'host' or a directory. [default: the manager's]"],
+        ["image", None, "", "An Android image (squashfs or ext4) instead of --rootfs."],
+        ["data-path", None, "", "Where the instance keeps its data. [default: the manager's]"],
+        ["config", "c", "", "TOML file with any of these options by name; the command line wins over it."],
+        [
+            "disabled-sensors",
+            None,
+            "",
+            "Sensors the guest shall not have, by comma. " + LATER[0].upper() + LATER[1:] + ".",
+        ],
+        ["window-size", None, "1024,768", "Width and height for --single-window; " + LATER + "."],
+        ["desktop_file_hint", None, "", "For desktop shells; " + LATER + "."],
+    ]
+
+    optFlags = [
+        [
+            "standalone",
+            None,
+            "No container manager: the guest is brought by somebody else. Needs --experimental.",
+        ],
+        ["experimental", None, "Allow what is experimental."],
+        ["server-side-decoration", None, "The guest draws no window frames (ro.anbox.no_decorations=1)."],
+        ["rootless", None, "Talk to this user's own container manager, never to the system's."],
+        ["single-window", None, "Whole Android in one window; " + LATER + "."],
+        ["use-system-dbus", None, "System instead of session bus; there is no D-Bus interface yet."],
+        ["software-rendering", None, "Render without a GPU; " + LATER + "."],
+        ["no-touch-emulation", None, "The mouse is a mouse; " + LATER + "."],
+    ]
+
+    compData = usage.Completions(
+        optActions={
+            "config": usage.CompleteFiles("*.toml"),
+            "runtime-dir": usage.CompleteDirs(),
+            "data-path": usage.CompleteDirs(),
+            "image": usage.CompleteFiles(),
+            "backend": usage.CompleteList(["process", "lxc"]),
+        }
+    )
+
+    environment: Mapping[str, str] = os.environ
+    settings: SessionSettings
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boot_properties: dict[str, str] = dict(DEFAULT_PROPERTIES)
+        self.extra_properties: list[str] = []
+
+    def opt_boot_property(self, text: str) -> None:
+        """NAME=VALUE that the guest reads early in its boot; may be given more than once."""
+        name, value = _pair(text)
+        try:
+            check_property(name, value)
+        except ConfigError as error:
+            raise usage.UsageError(f"--boot-property: {error}") from None
+        self.boot_properties[name] = value
+
+    def opt_property(self, text: str) -> None:
+        """NAME=VALUE for the guest's default.prop; may be given more than once."""
+        name, value = _pair(text)
+        self.extra_properties.append(f"{name}={value}")
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse the command line over what the configuration file says."""
+        given = list(sys.argv[1:] if options is None else options)
+        first = _OnlyConfig()
+        first.parseOptions(given)
+        if first["config"]:
+            self._read_config(first["config"])
+        super().parseOptions(given)
+
+    def _read_config(self, path: str) -> None:
+        try:
+            with open(path, "rb") as file:
+                text = file.read(MAX_CONFIG_BYTES + 1)
+            if len(text) > MAX_CONFIG_BYTES:
+                raise usage.UsageError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
+            values = tomllib.loads(text.decode())
+        except OSError as error:
+            raise usage.UsageError(f"--config {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise usage.UsageError(f"--config {path}: {error}") from None
+        flags = {flag[0] for flag in self.optFlags}
+        for key, value in values.items():
+            name = key if key in self else key.replace("_", "-")
+            where = f"--config {path}: {key}"
+            if name in ("boot-property", "property") or name in ("boot-properties", "properties"):
+                if not isinstance(value, dict):
+                    raise usage.UsageError(f"{where} must be a table of names and values")
+                take = self.opt_boot_property if name.startswith("boot") else self.opt_property
+                for entry, text_value in value.items():
+                    take(f"{entry}={text_value}")
+            elif name not in self or name == "config":
+                raise usage.UsageError(f"{where} is no option; see --help")
+            elif name in flags:
+                if not isinstance(value, bool):
+                    raise usage.UsageError(f"{where} must be true or false")
+                self.opts[name] = int(value)
+            elif isinstance(value, list):
+                self.opts[name] = ",".join(map(str, value))
+            elif isinstance(value, bool) or not isinstance(value, (str, int)):
+                raise usage.UsageError(f"{where} must be a text")
+            else:
+                self.opts[name] = str(value)
+
+    def postOptions(self) -> None:
+        """Check everything that can be checked before anything starts, and make ``settings``."""
+        environment = self.environment
+        if environment.get("ANBOX_FORCE_SERVER_SIDE_DECORATION") == "true":
+            self["server-side-decoration"] = 1
+        if environment.get("ANBOX_FORCE_SOFTWARE_RENDERING") == "true":
+            self["software-rendering"] = 1
+        if environment.get("ANBOX_ENABLE_TOUCH_EMULATION") == "false":
+            self["no-touch-emulation"] = 1
+        self._warn_about("ANBOX_LOG_LEVEL", LOG_LEVELS)
+        self._warn_about("ANBOX_PLATFORM", PLATFORMS)
+        if self["standalone"] and not self["experimental"]:
+            # The original's words.
+            raise usage.UsageError("Experimental features selected, but --experimental flag not set")
+        if self["backend"] not in ("", "process", "lxc"):
+            raise usage.UsageError(f"--backend {self['backend']}: there is process, and there is lxc")
+        if self["image"] and self["rootfs"]:
+            raise usage.UsageError("--image and --rootfs exclude each other")
+        for name in ("image", "rootfs", "data-path"):
+            if self[name] and self[name] != "host":
+                self[name] = os.path.abspath(self[name])
+        self._check_window_size()
+        unknown = {name for name in self["disabled-sensors"].split(",") if name} - set(SENSORS)
+        if unknown:
+            _log.warn("--disabled-sensors: no sensor is called {names}", names=", ".join(sorted(unknown)))
+        console_port = self._console_port()
+        try:
+            paths = RuntimePaths.find(self["instance"], self["runtime-dir"] or None, environ=environment)
+            adb_server = (
+                AdbServerAddress.parse(self["adb-server"])
+                if self["adb-server"]
+                else AdbServerAddress.from_environment(environment)
+            )
+        except AnboxError as error:
+            raise usage.UsageError(str(error)) from None
+        if self["rootless"] and not self["container-manager"]:
+            self["container-manager"] = paths.rootless_manager_socket
+        properties = list(self.extra_properties)
+        if self["server-side-decoration"]:
+            properties.append("ro.anbox.no_decorations=1")
+        self.settings = SessionSettings(
+            paths=paths,
+            adb_server=adb_server,
+            console_port=console_port,
+            backend=self["backend"],
+            rootfs=self["rootfs"],
+            image=self["image"],
+            data_path=self["data-path"],
+            boot_properties=self.boot_properties,
+            extra_properties=tuple(properties),
+            standalone=bool(self["standalone"]),
+        )
+
+    def _warn_about(self, variable: str, values: Sequence[str]) -> None:
+        value = self.environment.get(variable)
+        if value and value not in values:
+            _log.warn(
+                "{variable}={value} is none of {values}",
+                variable=variable,
+                value=value,
+                values=", ".join(values),
+            )
+
+    def _check_window_size(self) -> None:
+        width, _, height = self["window-size"].partition(",")
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            raise usage.UsageError(f"--window-size {self['window-size']}: write it as 1024,768")
+
+    def _console_port(self) -> int | None:
+        text = self["console-port"]
+        if not text:
+            return None
+        if not text.isdecimal() or int(text) % 2 or not 1024 <= int(text) <= 65534:
+            raise usage.UsageError(f"--console-port {text}: it must be even, 1024 to 65534")
+        return int(text)
+
+
+class _OnlyConfig(usage.Options):
+    """Finds --config on a command line that is parsed in earnest later."""
+
+    optParameters = Options.optParameters
+    optFlags = Options.optFlags
+
+    def opt_boot_property(self, text: str) -> None:
+        """Read later."""
+
+    opt_property = opt_boot_property
+
+    def opt_version(self) -> None:
+        """Read later."""
+
+    def opt_help(self) -> None:
+        """Read later."""
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise usage.UsageError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+class _Main(MultiService):
+    """The session as a program: says why it cannot start, tells systemd, ends the reactor when asked to.
+
+    Args:
+        reactor: is stopped when a caller on the control socket wants the session to end.
+        session: what runs.
+        notifier: to systemd.
+    """
+
+    def __init__(self, reactor: Any, notifier: SystemdNotifier) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._notifier = notifier
+
+    def startService(self) -> None:
+        try:
+            super().startService()
+        except AnboxError as error:
+            # twistd lets the error through to the interpreter, which would print a traceback.
+            self._notifier.notify(STATUS=str(error), STOPPING="1")
+            _log.error("The session does not start: {error}", error=error)
+            sys.excepthook = _say_shortly
+            raise
+        self._notifier.notify(READY="1", STATUS="serving")
+
+    def stopService(self) -> Deferred[Any]:
+        self._notifier.notify(STOPPING="1")
+        return maybeDeferred(super().stopService)
+
+    def level_changed(self, kind: str, name: str, detail: str) -> None:
+        """Tell systemd in words how far the session is."""
+        if kind in ("level", "phase"):
+            self._notifier.notify(STATUS=f"{kind} {name}: {detail}" if detail else f"{kind} {name}")
+
+    def stop(self, reason: str) -> None:
+        """End the program."""
+        self._reactor.stop()
+
+
+def _say_shortly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, AnboxError):
+        print(f"anbox-session: {error}", file=sys.stderr)  # noqa: T201  # the last words of the program
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def makeService(options: Options) -> Service:
+    """Build the session.
+
+    Raises:
+        usage.UsageError: the options cannot be used together.
+    """
+    from twisted.internet import reactor
+
+    settings = options.settings
+    main = _Main(reactor, SystemdNotifier())
+    try:
+        connect = manager_connector(reactor, options["container-manager"], settings.paths)
+    except ConfigError as error:
+        raise usage.UsageError(str(error)) from None
+    session = SessionService(reactor, settings, connect, stop=main.stop)
+    session.observe(main.level_changed)
+    session.setServiceParent(main)
+    return main
