@@ -15,8 +15,8 @@ __all__ = ["Credentials", "describe_process", "peer_credentials", "peer_groups",
 _UCRED: Final = struct.Struct("3i")
 # asm-generic/socket.h; Python has no name for it
 _SO_PEERGROUPS: Final = 59
-# NGROUPS_MAX of the kernel is 65536; a peer with more groups than this is told apart by uid and gid alone
-MAX_PEER_GROUPS: Final = 4096
+# Python reads at most 1024 bytes of a socket option; a peer with more groups is told apart by uid and gid alone
+MAX_PEER_GROUPS: Final = 256
 # enough to recognise a process in a message
 MAX_COMMAND_CHARS: Final = 120
 
@@ -84,7 +84,7 @@ def _option(transport: Any, option: int, size: int) -> bytes:
     try:
         return sock.getsockopt(socket.SOL_SOCKET, option, size)
     except OSError as error:
-        raise NetworkError(f"the credentials of the peer cannot be read: {error.strerror}") from error
+        raise NetworkError(f"the credentials of the peer cannot be read: {error}") from error
 
 
 def process_command(pid: int) -> str:

@@ -37,6 +37,8 @@ def close_fds(fds: Iterable[int]) -> None:
 def send_fds(transport: Any, data: bytes, fds: Sequence[int]) -> None:
     """Send ``data`` with file descriptors; they stay the caller's, who may close them when this returns.
 
+    The stream is not cut into messages: the reader gets the descriptors with some of the bytes, and the rest later.
+
     Args:
         transport: a connected UNIX ``socket.socket`` (all is sent now, or the send fails), or a Twisted UNIX
             transport (it is queued).
