@@ -92,6 +92,7 @@ class DeviceLinks:
         self._host = host
         self._keeping: dict[Device, Deferred[None]] = {}
         self._stopped = False
+        self._attempts: set[Deferred[Any]] = set()
         devices.on_removed(self._device_removed)
 
     # -- adb connect --
@@ -109,7 +110,7 @@ class DeviceLinks:
         endpoint = HostnameEndpoint(self._reactor, host.encode(), port, timeout=CONNECT_WAIT_S)
         transport = self._make_transport()
         try:
-            await endpoint.connect(_Once(transport))
+            await self._dial(endpoint, transport)
         except (ConnectError, DNSLookupError, OSError) as error:
             return f"failed to connect to '{serial}': {_reason(error)}"
         if known is None or known.gone:
@@ -177,18 +178,18 @@ class DeviceLinks:
         if not 0 < port < 65536 or self._stopped:
             return
         if self._devices.by_emulator_port(port) is None:
-            Deferred.fromCoroutine(self.connect_emulator(port)).addErrback(
-                lambda failure: self._log.failure(
-                    "connecting to the emulator on {port} failed", failure, port=port
-                )
-            )
+            Deferred.fromCoroutine(self.connect_emulator(port)).addErrback(self._not_connected, port)
+
+    def _not_connected(self, failure: Failure, port: int) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("connecting to the emulator on {port} failed", failure, port=port)
 
     async def connect_emulator(self, port: int, console_port: int | None = None) -> str | None:
         """Connect to an emulator; returns why not, or ``None``."""
         endpoint = HostnameEndpoint(self._reactor, self._host.encode(), port, timeout=EMULATOR_TIMEOUT_S)
         transport = self._make_transport()
         try:
-            await endpoint.connect(_Once(transport))
+            await self._dial(endpoint, transport)
         except (ConnectError, DNSLookupError, OSError) as error:
             return _reason(error)
         if self._stopped or self._devices.by_emulator_port(port) is not None:
@@ -203,6 +204,15 @@ class DeviceLinks:
         self._adopt(device, transport)
         self._keep(device, endpoint, EMULATOR_RETRY_S, EMULATOR_RETRY_S, EMULATOR_ATTEMPTS)
         return None
+
+    async def _dial(self, endpoint: Any, protocol: Protocol) -> None:
+        """Connect once; the server's end cancels it."""
+        attempt = endpoint.connect(_Once(protocol))
+        self._attempts.add(attempt)
+        try:
+            await attempt
+        finally:
+            self._attempts.discard(attempt)
 
     # -- keeping --
 
@@ -252,7 +262,7 @@ class DeviceLinks:
                 delay = later
                 fresh = self._make_transport()
                 try:
-                    await endpoint.connect(_Once(fresh))
+                    await self._dial(endpoint, fresh)
                 except (ConnectError, DNSLookupError, OSError):
                     continue
                 if device.gone:
@@ -273,6 +283,8 @@ class DeviceLinks:
     def stop(self) -> None:
         """Drop every device."""
         self._stopped = True
+        for attempt in list(self._attempts):
+            attempt.cancel()
         for device in list(self._devices):
             self._devices.remove(device)
 
@@ -291,7 +303,7 @@ class DeviceLinks:
         try:
             endpoint = parse_spec(service).client_endpoint(self._reactor)
             side = SocketSide()
-            await endpoint.connect(_Once(side))
+            await self._dial(endpoint, side)
         except (AnboxError, ConnectError, DNSLookupError, OSError) as error:
             self._log.debug("reverse to {service!r}: {error}", service=service, error=error)
             return None
