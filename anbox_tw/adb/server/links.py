@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Factory, Protocol
@@ -211,6 +211,8 @@ class DeviceLinks:
         self._attempts.add(attempt)
         try:
             await attempt
+        except ConnectingCancelledError as error:
+            raise CancelledError from error
         finally:
             self._attempts.discard(attempt)
 
