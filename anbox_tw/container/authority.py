@@ -287,10 +287,11 @@ class OpenedSource:
 class _Opening(ProcessProtocol):
     """The opener's process."""
 
-    def __init__(self, request: bytes, done: Deferred[None]) -> None:
+    def __init__(self, request: bytes) -> None:
         self.request = request
-        self.done = done
+        self.done: Deferred[None] = Deferred(lambda _: self.kill("cancelled"))
         self.errors = b""
+        self.killed = ""
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -300,12 +301,22 @@ class _Opening(ProcessProtocol):
     def errReceived(self, data: bytes) -> None:
         self.errors = (self.errors + data)[-2000:]
 
+    def kill(self, why: str) -> None:
+        self.killed = why
+        transport: Any = self.transport
+        try:
+            transport.signalProcess("KILL")
+        except ProcessExitedAlready:
+            pass
+
     def processEnded(self, reason: Failure) -> None:
+        if self.done.called:
+            return
         if reason.check(ProcessDone):
             self.done.callback(None)
         else:
-            why = self.errors.decode(errors="replace").strip().rpartition("\n")[2] or reason.getErrorMessage()
-            self.done.errback(RuntimeError(why))
+            last = self.errors.decode(errors="replace").strip().rpartition("\n")[2]
+            self.done.errback(RuntimeError(self.killed or last or reason.getErrorMessage()))
 
 
 class SourceOpener:
@@ -347,18 +358,9 @@ class SourceOpener:
             "groups": sorted(caller.groups),
             "paths": [mount.source for mount in mounts],
         }
-        transport: Any = None
-
-        def kill(_: Any) -> None:
-            try:
-                transport.signalProcess("KILL")
-            except ProcessExitedAlready:
-                pass
-
-        done: Deferred[None] = Deferred(kill)
-        protocol = _Opening(json.dumps(request).encode(), done)
+        protocol = _Opening(json.dumps(request).encode())
         try:
-            transport = self._reactor.spawnProcess(
+            self._reactor.spawnProcess(
                 protocol,
                 self._python,
                 [self._python, "-I", "-S", _opener.__file__],
@@ -366,7 +368,12 @@ class SourceOpener:
                 path="/",
                 childFDs={0: "w", 1: "r", 2: "r", 3: answers},
             )
-            await done.addTimeout(self._timeout, self._reactor)
+            timer = self._reactor.callLater(self._timeout, protocol.kill, f"it had {self._timeout:g} s")
+            try:
+                await protocol.done
+            finally:
+                if timer.active():
+                    timer.cancel()
         except Exception as error:
             raise DiagnosedError.of(
                 "ANBOX-C008",

@@ -160,6 +160,7 @@ class _Attempts:
         self._factory = _CallableFactory(factory)
         self._clock = connector._reactor
         self._failures = 0
+        self._cancelled = False
         self._started = self._clock.seconds()
         self._attempt: Deferred[Any] | None = None
         self._timer: IDelayedCall | None = None
@@ -170,6 +171,7 @@ class _Attempts:
         return self._result
 
     def _cancel(self) -> None:
+        self._cancelled = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -191,9 +193,10 @@ class _Attempts:
 
     def _failed(self, failure: Failure) -> None:
         self._attempt = None
-        if self._result.called or failure.check(CancelledError):
+        # an endpoint that is cancelled fails with an error of its own kind
+        if self._result.called or self._cancelled or failure.check(CancelledError):
             if not self._result.called:
-                self._result.errback(failure)
+                self._result.errback(CancelledError() if self._cancelled else failure)
             return
         self._failures += 1
         policy = self._connector.retry

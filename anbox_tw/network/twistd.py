@@ -14,6 +14,7 @@ from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python import usage
 
 from anbox_tw.errors import AnboxError, ConfigError, ExitCode
@@ -135,6 +136,8 @@ class CommandService(MultiService):
     parent of its own and handles what ``startService`` raises.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         command: str,
@@ -211,7 +214,13 @@ class CommandService(MultiService):
             if parent is not None and not parent["nodaemon"]:
                 # twistd hands the exception's text on to the process that the user started.
                 raise
-            sys.stderr.write(f"{self._command}: {_in_words(error)}\n")
+            # sys.stderr is twistd's log by now.
+            terminal = sys.__stderr__
+            if terminal is not None:
+                terminal.write(f"{self._command}: {_in_words(error)}\n")
+                terminal.flush()
+            if parent is not None and parent["logfile"]:
+                self._log.critical("{command}: {error}", command=self._command, error=error)
             if parent is not None and parent["pidfile"]:
                 try:
                     os.unlink(parent["pidfile"])
