@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from anbox_tw.android.aid import decode_id
 from anbox_tw.android.errors import RcError
+from anbox_tw.android.properties._wire import is_legal_name
 from anbox_tw.android.rc.expand import references
 from anbox_tw.android.rc.model import Command, Problem, RcConfig, RcService
 
@@ -140,21 +141,10 @@ def _command(config: RcConfig, command: Command, whole: bool) -> Iterator[str]:
             if "--" in arguments and arguments.index("--") + 1 == len(arguments):
                 yield "exec called without command"
         case "setprop":
-            if not is_property_name(arguments[0]):
+            if not is_legal_name(arguments[0]):
                 yield f"setprop: illegal property name '{arguments[0]}'"
             elif len(arguments[1].encode("utf-8", "surrogateescape")) >= 92:
                 yield "setprop: the value is longer than 91 bytes"
-
-
-def is_property_name(name: str) -> bool:
-    """Whether Android 7.0 lets a property have this name (``is_legal_property_name``, 31 characters at most)."""
-    return (
-        0 < len(name) < 32
-        and name[0] != "."
-        and name[-1] != "."
-        and ".." not in name
-        and all(character.isascii() and (character.isalnum() or character in "._-") for character in name)
-    )
 
 
 def _is_octal(text: str) -> bool:
