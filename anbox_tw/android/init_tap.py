@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from anbox_tw.android._wire import SOCKET_DIRECTORY, Namespace, sun_path
@@ -106,25 +105,15 @@ class InitService(MultiService):
         self.status = status
         self.power: Any = None
         init.setServiceParent(self)
+        if status is not None:
+            # watchers see the end, and the socket is gone before its directory goes
+            init.before_release.append(status.stopService)
 
     def startService(self) -> None:
         """Start init, then the window on it."""
         super().startService()
         if self.status is not None:
             self.status.startService()
-
-    def stopService(self) -> Deferred[None]:
-        """Stop init; then the status socket, which has told it all."""
-        self.running = False
-        stopped: Deferred[None] = self.init.stopService()
-        if self.status is not None:
-            status = self.status
-            stopped.addBoth(lambda result: _then(status.stopService(), result))
-        return stopped
-
-
-def _then(deferred: Any, result: Any) -> Any:
-    return result if deferred is None else deferred.addCallback(lambda _: result)
 
 
 def build(config: Options, reactor: Any, **extra: Any) -> InitService:

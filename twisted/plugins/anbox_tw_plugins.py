@@ -27,3 +27,10 @@ anbox_session = ServiceMaker(
     "Session of one container: its pipe, bridge and control sockets, and its place in adb devices.",
     "anbox-session",
 )
+
+anbox_init = ServiceMaker(
+    "anbox-init",
+    "anbox_tw.android.init_tap",
+    "Android's init: services, sockets and properties from rc files.",
+    "anbox-init",
+)

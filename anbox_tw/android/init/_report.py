@@ -49,14 +49,19 @@ class ReportReader:
             return
         self._data += data
         if not data or len(self._data) > MAX_REPORT_BYTES:
-            self.close()
-            entries = parse_report(self._data)
-            if entries:
-                self._callback(entries)
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._descriptor < 0:
+            return
+        self.close()
+        entries = parse_report(self._data)
+        if entries:
+            self._callback(entries)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor lost it."""
-        self.close()
+        """The child's end is closed: some reactors say it so, without another read."""
+        self._finish()
 
     def close(self) -> None:
         """Close the pipe and leave the registry."""

@@ -183,10 +183,12 @@ def _child(plan: Launch, write: int) -> None:
     try:
         os.umask(0o077)
         environment = dict(plan.environment)
+        sockets: set[int] = set()
         for spec in plan.sockets:
             descriptor = _make_socket(spec, plan, write)
             if descriptor is not None:
                 environment[control_key(spec.name)] = str(descriptor)
+                sockets.add(descriptor)
         pid = str(os.getpid())
         for path in plan.writepid:
             try:
@@ -221,6 +223,7 @@ def _child(plan: Launch, write: int) -> None:
             except OSError as error:
                 # no SELinux, no labels: nothing is less safe than the host already is
                 refused(f"seclabel {plan.seclabel}", error, always_go_on=True)
+        _keep_only(sockets, write)
         try:
             os.execve(plan.argv[0], list(plan.argv), environment)  # noqa: S606  # that is what init does
         except OSError as error:
@@ -235,6 +238,20 @@ def _try(refused: _Refused, what: str, call: Callable[[], None]) -> None:
         call()
     except OSError as error:
         refused(what, error)
+
+
+def _keep_only(sockets: set[int], write: int) -> None:
+    """A service gets its sockets and nothing else that we were given by whoever started us."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # no /proc here yet
+        numbers = list(
+            range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] if not sockets else max(sockets) + 1024)
+        )
+    for number in numbers:
+        if number > 2 and number not in sockets and number != write:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(number, False)
 
 
 def _make_socket(spec: SocketLaunch, plan: Launch, write: int) -> int | None:

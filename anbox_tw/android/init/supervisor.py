@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, ensureDeferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -86,6 +86,7 @@ class Init(Service):
         limits: resource limits that services get, by number.
         notes: what could not be done as written, for users to read.
         observers: called with a dict for each thing that happens.
+        before_release: called at the very end, before the socket directory is given up; may return Deferreds.
         stopping: the end has begun.
     """
 
@@ -155,6 +156,7 @@ class Init(Service):
         self.limits: dict[int, tuple[int, int, int]] = {}
         self.notes: list[str] = []
         self.observers: list[Callable[[dict[str, Any]], None]] = []
+        self.before_release: list[Callable[[], Any]] = []
         self.stopping = False
         self.reaper: Reaper | None = None
         self.property_service = PropertyService(
@@ -665,8 +667,10 @@ class Init(Service):
         await self.property_service.stopService()
         for state in self.services.values():
             self.remove_sockets(state)
-        self._leave_directory()
         self._event("stopped")
+        for release in self.before_release:
+            await maybeDeferred(release)
+        self._leave_directory()
 
     async def _wait_idle(self, timeout: float) -> None:
         if not self._running:
