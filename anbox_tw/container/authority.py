@@ -423,6 +423,14 @@ def bind(descriptor: int, target: str) -> None:
         raise OSError(number, os.strerror(number), target)
 
 
+def _make_directories(journal: Journal, path: str) -> None:
+    """Make ``path`` and what is missing on the way to it, closed to others; all goes again with the container."""
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        _make_directories(journal, parent)
+    make_directory(journal, path)
+
+
 @implementer(IContainerBackend)
 class GuardedBackend:
     """A backend whose bind mounts come from opened descriptors.
@@ -455,9 +463,8 @@ class GuardedBackend:
         if not self._sources:
             return self._backend.create(spec, journal)
         try:
-            os.makedirs(spec.run_path, mode=0o700, exist_ok=True)
             place = f"{spec.run_path}/sources"
-            make_directory(journal, place)
+            _make_directories(journal, place)
             mounts = []
             for number, source in enumerate(self._sources):
                 target = f"{place}/{number}"

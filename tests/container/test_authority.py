@@ -181,7 +181,7 @@ class SourceOpenerTests(TestCase):
             self.assertEqual(os.stat(os.path.dirname(mount.source)).st_mode & 0o777, 0o700)
         finally:
             await journal.undo_all()
-        self.assertFalse(os.path.exists(f"{spec.run_path}/sources"))
+        self.assertFalse(os.path.exists(spec.run_path))
         with open("/proc/self/mountinfo") as mounts:
             self.assertNotIn(spec.run_path, mounts.read())
         journal.close()
