@@ -137,7 +137,7 @@ class RealAdb:
 class DaemonTestCase(TestCase):
     """Tests against our adbd on a TCP port of this machine."""
 
-    timeout = 120
+    timeout = 30
 
     async def serve(self, config: DaemonConfig | None = None) -> int:
         """Start an adbd; returns its port. It is stopped at the end of the test."""

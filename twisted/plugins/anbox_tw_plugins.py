@@ -34,3 +34,10 @@ anbox_init = ServiceMaker(
     "Android's init: services, sockets and properties from rc files.",
     "anbox-init",
 )
+
+anbox_adbd = ServiceMaker(
+    "anbox-adbd",
+    "anbox_tw.adb.tap",
+    "An adbd: makes this machine, container or directory a device for adb.",
+    "anbox-adbd",
+)

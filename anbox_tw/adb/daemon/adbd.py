@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -10,13 +11,19 @@ from twisted.internet.interfaces import IProtocol
 from twisted.logger import Logger
 
 from anbox_tw.adb._state import Connection, Role
-from anbox_tw.adb.daemon import shell, sockets
+from anbox_tw.adb.daemon import control, shell, sockets
+from anbox_tw.adb.daemon.commands import Command, CommandFactory, CommandStream, PropertyCommand, find_command
 from anbox_tw.adb.daemon.config import DaemonConfig
 from anbox_tw.adb.daemon.files import FileTree, RootedTree
+from anbox_tw.adb.daemon.jdwp import CONTROL_NAME, JdwpHub
+from anbox_tw.adb.daemon.logs import LogcatCommand
+from anbox_tw.adb.daemon.packages import PackageStore
 from anbox_tw.adb.daemon.process import ChildSet
+from anbox_tw.adb.daemon.reverse import Reverses
 from anbox_tw.adb.daemon.sync import SyncStream, SyncThreads
+from anbox_tw.adb.keys import AdbKey
 from anbox_tw.adb.streams import AdbStream
-from anbox_tw.adb.transport import DeviceTransport
+from anbox_tw.adb.transport import AdbTransport, DeviceTransport
 from anbox_tw.errors import AdbError
 
 __all__ = ["AdbDaemon", "Service"]
@@ -26,6 +33,16 @@ Service = Callable[[str, AdbStream], Answer]
 """Serves one stream: gets what follows the service's name and the stream. Answers as ``OpenHandler``."""
 
 STOP_TIMEOUT_S = 10.0
+RECONNECT_DELAY_S = 0.05
+"""Between the answer to ``reconnect`` and the end of the connection, so that the answer arrives."""
+
+
+class _NoService(Command):
+    """What Android's ``cmd`` says about a service that is not there."""
+
+    def on_start(self) -> None:
+        self.err(f"cmd: Can't find service: {self.arguments[0] if self.arguments else ''}\n".encode())
+        self.exit(20)
 
 
 class AdbDaemon:
@@ -58,18 +75,38 @@ class AdbDaemon:
             "dev": self._dev,
             "dev-raw": self._dev_raw,
         }
+        for word in ("root", "unroot", "reboot", "remount", "tcpip", "usb"):
+            self.services[word] = self._control(word)
+        self.services["sink"] = lambda argument, _stream: control.Sink(argument)
+        self.services["source"] = lambda argument, _stream: control.Source(argument)
+        self.services["reconnect"] = self._reconnect
+        self.services["reverse"] = self._reverse
+        self.services["abb"] = self._abb(framed=True)
+        self.services["abb_exec"] = self._abb(framed=False)
+        self.jdwp = JdwpHub(reactor, self.config.jdwp or CONTROL_NAME)
+        if self.config.jdwp is not None:
+            self.jdwp.start()
+        self.services["jdwp"] = self._jdwp
+        self.services["track-jdwp"] = lambda _argument, _stream: self.jdwp.track()
+        self.services["track-app"] = lambda _argument, _stream: self.jdwp.track_apps()
+        self.commands = self._builtin_commands()
+        self._reverses: dict[AdbTransport, Reverses] = {}
         for kind in ("local", "localreserved", "localabstract", "localfilesystem"):
             self.services[kind] = self._local(kind)
 
-    def build_transport(self) -> DeviceTransport:
-        """The protocol for one connection with a host, over whatever byte stream."""
+    def build_transport(self, *, tls_key: AdbKey | None = None) -> DeviceTransport:
+        """The protocol for one connection with a host, over whatever byte stream.
+
+        Args:
+            tls_key: take this host through TLS with that key of ours, whatever the settings say.
+        """
         config = self.config
         connection = Connection(Role.DEVICE, config.banner(), max_payload=config.max_payload)
         transport = DeviceTransport(
             self.reactor,
             connection=connection,
             authority=config.authority,
-            tls_key=config.tls_key,
+            tls_key=tls_key or config.tls_key,
             open_handler=self.open_service,
         )
         self.transports.add(transport)
@@ -86,13 +123,82 @@ class AdbDaemon:
         if word == "shell" or word.startswith("shell,"):
             if not colon:
                 raise AdbError("a shell service needs its colon")
+            command = self._find_command(argument)
+            if command is not None:
+                return CommandStream(command, framed="v2" in word.split(","))
             return shell.open_shell(self.reactor, self.children, self.config, word[6:], argument)
         service = self.services.get(word)
         if service is None:
             raise AdbError(f"there is no service {name[:100]!r}")
         return service(argument, stream)
 
+    def _builtin_commands(self) -> dict[str, CommandFactory]:
+        config = self.config
+        packages = config.packages
+        if isinstance(packages, str):
+            packages = PackageStore(self.reactor, packages)
+        commands: dict[str, CommandFactory] = {
+            "getprop": lambda arguments: PropertyCommand(arguments, config.properties),
+            "logcat": lambda arguments: LogcatCommand(arguments, config.logs),
+        }
+        if packages is not None:
+            commands["pm"] = packages.command
+            commands["cmd"] = lambda arguments: self._cmd(packages, arguments)
+        return commands | dict(config.commands)
+
+    def _cmd(self, packages: Any, arguments: Sequence[str]) -> Command:
+        if arguments and arguments[0] == "package":
+            command: Command = packages.command(arguments[1:])
+            return command
+        return _NoService(arguments)
+
+    def _find_command(self, line: str) -> Command | None:
+        return find_command(self.commands, line, self._path)
+
+    def _path(self) -> str:
+        return self.config.shell_environment({})["PATH"]
+
+    def _abb(self, *, framed: bool) -> Service:
+        def serve(argument: str, _stream: AdbStream) -> Answer:
+            words = argument.split("\0")
+            program = shutil.which("cmd", path=self._path())
+            if program is not None:
+                return shell.open_program(
+                    self.reactor, self.children, self.config, [program, *words], framed=framed
+                )
+            factory = self.commands.get("cmd")
+            command = factory(words) if factory is not None else _NoService(words)
+            return CommandStream(command, framed=framed)
+
+        return serve
+
+    def _control(self, word: str) -> Service:
+        def serve(argument: str, _stream: AdbStream) -> Answer:
+            return shell.TextStream(self.config.control.serve(word, argument).encode())
+
+        return serve
+
+    def _reconnect(self, _argument: str, stream: AdbStream) -> Answer:
+        transport = stream.transport
+        self.reactor.callLater(RECONNECT_DELAY_S, transport.close, "the host asked to reconnect")
+        return shell.TextStream(b"done")
+
+    def _reverse(self, argument: str, stream: AdbStream) -> Answer:
+        transport = stream.transport
+        reverses = self._reverses.get(transport)
+        if reverses is None:
+            reverses = self._reverses[transport] = Reverses(self.reactor, transport)
+            transport.when_closed().addCallback(lambda _: self._reverses.pop(transport, None))
+        return Deferred.fromCoroutine(reverses.serve(argument))
+
+    def _jdwp(self, argument: str, _stream: AdbStream) -> Answer:
+        answer: Answer = self.jdwp.attach(argument) if argument else self.jdwp.list_once()
+        return answer
+
     def _exec(self, command: str, _stream: AdbStream) -> Answer:
+        builtin = self._find_command(command)
+        if builtin is not None:
+            return CommandStream(builtin, framed=False)
         return shell.open_exec(self.reactor, self.children, self.config, command)
 
     def _sync(self, _argument: str, _stream: AdbStream) -> Answer:
@@ -119,6 +225,7 @@ class AdbDaemon:
         """End every connection and child; fires when they are gone."""
         for transport in list(self.transports):
             transport.abort("adbd is stopping")
+        self.jdwp.stop()
         waiting = DeferredList([self.children.stop(), self.sync_threads.when_idle()])
         done: Deferred[None] = waiting.addCallback(lambda _: None)
 

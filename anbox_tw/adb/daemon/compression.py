@@ -114,9 +114,13 @@ class _Brotli:
             for start in range(0, len(data), 256):
                 yield codec.process(bytes(data[start : start + 256]))
             return
-        yield codec.process(bytes(data), output_buffer_limit=OUTPUT_LIMIT)
-        while not codec.can_accept_more_data():
-            yield codec.process(b"", output_buffer_limit=OUTPUT_LIMIT)
+        output = codec.process(bytes(data), output_buffer_limit=OUTPUT_LIMIT)
+        # It may say that it can accept more while it still has output to give.
+        while output or not codec.can_accept_more_data():
+            yield output
+            if codec.is_finished():
+                return
+            output = codec.process(b"", output_buffer_limit=OUTPUT_LIMIT)
 
 
 class _Lz4:

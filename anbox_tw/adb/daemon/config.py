@@ -13,6 +13,9 @@ import attrs
 from anbox_tw.adb.auth import Authority
 from anbox_tw.adb.banner import DEVICE_FEATURES, Banner
 from anbox_tw.adb.daemon import compression
+from anbox_tw.adb.daemon.commands import CommandFactory
+from anbox_tw.adb.daemon.control import DeviceControl
+from anbox_tw.adb.daemon.logs import LogBuffer
 from anbox_tw.adb.keys import AdbKey
 
 __all__ = ["DaemonConfig"]
@@ -41,6 +44,13 @@ class DaemonConfig:
         root: directory that file services see as ``/`` and cannot leave, or None for all files.
         environment: what children inherit before Android's own variables are set; None for ours.
         max_payload: largest payload to agree on, in bytes.
+        control: what hosts may do to the device.
+        properties: what ``getprop`` shows where the device has no such program.
+        logs: what ``logcat`` shows where the device has no such program.
+        packages: where ``cmd package``, ``pm`` and ``abb_exec:package`` lead; a directory for a
+            ``PackageStore``, an object with its ``command`` method, or None for no packages.
+        commands: further commands that adbd answers itself, by name.
+        jdwp: address of the control socket for Java VMs, ``jdwp.CONTROL_NAME`` on a device, or None.
     """
 
     product: str = "anbox"
@@ -54,8 +64,12 @@ class DaemonConfig:
     root: str | None = None
     environment: Mapping[str, str] | None = None
     max_payload: int = 1024 * 1024
-    packages: Any = None
-    logs: Any = None
+    control: DeviceControl = attrs.field(factory=DeviceControl)
+    properties: Mapping[str, str] = attrs.field(factory=dict)
+    logs: LogBuffer = attrs.field(factory=LogBuffer)
+    packages: str | Any | None = None
+    commands: Mapping[str, CommandFactory] = attrs.field(factory=dict)
+    jdwp: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.cwd is None:

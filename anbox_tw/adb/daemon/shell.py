@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
@@ -16,9 +17,9 @@ from anbox_tw.adb.daemon._fds import FdReader, FdWriter
 from anbox_tw.adb.daemon.config import DaemonConfig
 from anbox_tw.adb.daemon.process import Child, ChildSet, set_window_size
 from anbox_tw.adb.streams import AdbStream
-from anbox_tw.errors import PeerError
+from anbox_tw.errors import AdbError, PeerError
 
-__all__ = ["ProcessStream", "TextStream", "open_exec", "open_shell"]
+__all__ = ["ProcessStream", "TextStream", "open_exec", "open_program", "open_shell"]
 
 START_FAILED = 126
 """Exit status when the shell itself cannot be started."""
@@ -192,6 +193,23 @@ def open_shell(
     return ProcessStream(reactor, child, framed=framed, on_pty=on_pty, hang_up=True)
 
 
+def open_program(
+    reactor: Any, children: ChildSet, config: DaemonConfig, argv: Sequence[str], *, framed: bool
+) -> Protocol:
+    """Run a program without a shell.
+
+    Raises:
+        AdbError: it cannot be started.
+    """
+    try:
+        child = children.spawn(
+            _bytes(argv), environment=config.shell_environment({}), cwd=config.cwd, separate_stderr=framed
+        )
+    except (OSError, ValueError) as error:
+        raise AdbError(f"cannot start {argv[0]}: {error}") from error
+    return ProcessStream(reactor, child, framed=framed, on_pty=False, hang_up=framed)
+
+
 def open_exec(reactor: Any, children: ChildSet, config: DaemonConfig, command: str) -> Protocol:
     """Serve ``exec:COMMAND``: raw bytes both ways, stderr with stdout."""
     try:
@@ -203,6 +221,6 @@ def open_exec(reactor: Any, children: ChildSet, config: DaemonConfig, command: s
     return ProcessStream(reactor, child, framed=False, on_pty=False, hang_up=False)
 
 
-def _bytes(argv: list[str]) -> list[bytes]:
+def _bytes(argv: Sequence[str]) -> list[bytes]:
     # Service names arrive as bytes that need not be UTF-8; surrogateescape brings them back.
     return [argument.encode("utf-8", "surrogateescape") for argument in argv]

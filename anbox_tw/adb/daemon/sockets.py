@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import termios
 import tty
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -17,7 +18,7 @@ from anbox_tw.adb.daemon._fds import FdReader, FdWriter
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.errors import AdbError
 
-__all__ = ["DeviceFile", "SocketStream", "connect_stream", "parse_local", "parse_tcp_port"]
+__all__ = ["DeviceFile", "Inner", "SocketStream", "connect_stream", "parse_local", "parse_tcp_port"]
 
 CONNECT_TIMEOUT_S = 10
 """How long a connection to one of the device's own sockets may take."""
@@ -25,18 +26,36 @@ RESERVED_DIR = "/dev/socket"
 _LOCALHOST = frozenset({"localhost", "127.0.0.1", ""})
 
 
-class _Inner(Protocol):
-    """The side of the device's socket."""
+class Inner(Protocol):
+    """The side of the device's socket.
+
+    Attributes:
+        outer: the side of the stream, once the two are joined.
+        lost: the socket has been closed.
+        when_connected: called when the socket is there, or None.
+        pause_at_start: read nothing before the two are joined.
+    """
 
     outer: SocketStream | None = None
     transport: Any
     lost = False
+    when_connected: Callable[[], None] | None = None
+    pause_at_start = False
+
+    def connectionMade(self) -> None:
+        """The socket is connected."""
+        if self.pause_at_start:
+            self.transport.pauseProducing()
+        if self.when_connected is not None:
+            self.when_connected()
 
     def dataReceived(self, data: bytes) -> None:
+        """From the socket to the host."""
         if self.outer is not None:
             self.outer.transport.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The socket is closed."""
         self.lost = True
         if self.outer is not None:
             self.outer._inner_lost()
@@ -51,7 +70,7 @@ class SocketStream(Protocol):
 
     transport: AdbStream
 
-    def __init__(self, inner: _Inner) -> None:
+    def __init__(self, inner: Inner) -> None:
         self._inner = inner
         self._registered = False
 
@@ -92,14 +111,14 @@ class SocketStream(Protocol):
 def connect_stream(endpoint: IStreamClientEndpoint) -> Deferred[IProtocol | None]:
     """A protocol for a stream that leads to ``endpoint``; fails when it cannot be connected."""
 
-    def connected(inner: _Inner) -> SocketStream:
+    def connected(inner: Inner) -> SocketStream:
         inner.transport.pauseProducing()
         return SocketStream(inner)
 
     def failed(failure: Failure) -> None:
         raise AdbError(f"cannot connect: {failure.getErrorMessage()}")
 
-    connecting: Deferred[Any] = endpoint.connect(Factory.forProtocol(_Inner))
+    connecting: Deferred[Any] = endpoint.connect(Factory.forProtocol(Inner))
     connecting.addCallbacks(connected, failed)
     return connecting
 
