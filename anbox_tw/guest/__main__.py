@@ -1,0 +1,100 @@
+"""``python -m anbox_tw.guest``: see :mod:`anbox_tw.guest`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from anbox_tw.errors import AnboxError, ExitCode
+from anbox_tw.guest._init import STOP_SIGNALS, run_as_init
+
+__all__ = ["main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m anbox_tw.guest",
+        description="The reference guest: adbd on /dev/qemu_pipe and the peer of /dev/anbox_bridge, for any Linux rootfs. "
+        "May be process 1 of a container. Stops in order at SIGTERM, SIGINT and SIGPWR; logs to standard output.",
+    )
+    parser.add_argument(
+        "--dev", default="/dev", metavar="DIR", help="where the session's sockets are [%(default)s]"
+    )
+    parser.add_argument("--root", default="/", metavar="DIR", help="what the guest takes as / [%(default)s]")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    clipboard = commands.add_parser("clipboard", help="print the host's clipboard, or set it")
+    clipboard.add_argument("text", nargs="?", help="what to set; '-' reads standard input")
+    return parser
+
+
+def _serve(dev: str, root: str) -> int:
+    """Run the guest until a signal ends it; returns the exit code."""
+    from twisted.internet import reactor as the_reactor
+    from twisted.logger import globalLogBeginner, textFileLogObserver
+
+    from anbox_tw.guest.service import GuestService
+
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+    reactor: Any = the_reactor
+    service = GuestService(reactor, dev, root)
+    code = [int(ExitCode.OK)]
+
+    def start() -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda number, frame: reactor.callFromThread(stop))
+        try:
+            service.startService()
+        except AnboxError as error:
+            print(f"anbox guest: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            code[0] = int(error.exit_code)
+            stop()
+
+    def stop() -> None:
+        if reactor.running and not stopping:
+            stopping.append(True)
+            reactor.stop()
+
+    stopping: list[bool] = []
+    reactor.callWhenRunning(start)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+    return code[0]
+
+
+def _clipboard(dev: str, text: str | None) -> int:
+    from twisted.internet.task import react
+
+    from anbox_tw.guest.control import clipboard
+
+    wanted = sys.stdin.read() if text == "-" else text
+
+    async def work(reactor: object) -> None:
+        try:
+            found = await clipboard(reactor, os.path.join(dev, "anbox_guest"), wanted)
+        except AnboxError as error:
+            print(f"anbox guest: {error}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(int(error.exit_code)) from None
+        if wanted is None:
+            print(found)  # noqa: T201
+
+    react(work)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    if options.command == "clipboard":
+        return _clipboard(options.dev, options.text)
+    root = os.path.abspath(options.root)
+    if os.getpid() == 1:
+        return run_as_init(lambda: _serve(options.dev, root))
+    return _serve(options.dev, root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
