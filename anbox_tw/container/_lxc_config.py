@@ -7,19 +7,17 @@ both kinds of control groups need. ``lxc.container.conf(5)`` describes each.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import attrs
 
 from anbox_tw.container.idmap import IdMap
 from anbox_tw.errors import ConfigError
 
-__all__ = ["DeviceRule", "LxcConfig", "MountEntry", "NetworkInterface", "quote_command"]
+__all__ = ["DeviceRule", "LxcConfig", "MountEntry", "NetworkInterface"]
 
 PRIVILEGED_CAP_DROP = ("mac_admin", "mac_override", "sys_module", "sys_rawio", "sys_time")
 """What LXC's own ``common.conf`` takes from containers whose root is the host's."""
-
-_NOT_PLAIN = re.compile(r"[\s'\"\\]")
 
 
 def _value(text: str) -> str:
@@ -38,29 +36,6 @@ def _value(text: str) -> str:
 def _fstab(path: str) -> str:
     """A path as a field of fstab(5)."""
     return re.sub(r"[\s\\#]", lambda found: f"\\{ord(found[0]):03o}", _value(path))
-
-
-def quote_command(arguments: Iterable[str]) -> str:
-    """A command as LXC splits it: blanks separate, quotes of both kinds keep together, no escapes.
-
-    Raises:
-        ConfigError: an argument has quotes of both kinds, or a line break.
-    """
-    words = []
-    for argument in arguments:
-        if argument and not _NOT_PLAIN.search(_value(argument)):
-            words.append(argument)
-        elif "'" not in argument:
-            words.append(f"'{argument}'")
-        elif '"' not in argument:
-            words.append(f'"{argument}"')
-        else:
-            raise ConfigError(
-                f"the argument {argument[:60]!r} has quotes of both kinds, which LXC cannot take",
-                "put the command into a script in the rootfs",
-                code="ANBOX-C001",
-            )
-    return " ".join(words)
 
 
 @attrs.frozen
@@ -201,7 +176,6 @@ class LxcConfig:
             ("lxc.pty.max", "1024"),
             ("lxc.tty.max", "0"),
             ("lxc.tty.dir", ""),
-            ("lxc.init.cmd", quote_command(self.init)),
             # Android's init (since 9) and ours end on it; LXC's default is a signal that neither knows.
             ("lxc.signal.halt", "SIGTERM"),
             ("lxc.apparmor.profile", "unconfined"),
@@ -211,6 +185,9 @@ class LxcConfig:
             ("lxc.console.rotate", "1"),
             ("lxc.console.size", "1MB"),
         ]
+        if not any(re.search(r"\s", each) or not each for each in self.init):
+            # LXC splits it at blanks and knows no quotes, so lxc-start gets the command as arguments as well.
+            items.append(("lxc.init.cmd", " ".join(self.init)))
         items += [("lxc.environment", f"{name}={value}") for name, value in self.environment.items()]
         drop = self.cap_drop if self.idmap else (*self.cap_drop, *PRIVILEGED_CAP_DROP)
         items.append(("lxc.cap.drop", " ".join(drop)))

@@ -22,7 +22,7 @@ from anbox_tw.container.undo import mounts_at, record_mount
 
 __all__ = ["MOUNTABLE", "Image", "ImageMounter", "MountedImage", "inspect_image", "recognise"]
 
-HEADER_BYTES = 4096  # the furthest magic number is 2 KiB in; one page is read
+HEADER_BYTES = 0x8100  # the furthest magic number is a CD's, at 32 KiB
 IMAGE_MOUNT_TIMEOUT_S = 45.0  # ext4 on a slow disk reads its group descriptors
 
 MOUNTABLE = ("squashfs", "ext4", "erofs")
@@ -105,7 +105,8 @@ def recognise(header: bytes, size: int) -> str:
         raise _not_an_image(header)
     if needed > size:
         raise _wrong(
-            f"the image is cut short: it should have {needed} bytes and has {size}", "copy or download it again"
+            f"the image is cut short: it should have {needed} bytes and has {size}",
+            "copy or download it again",
         )
     return kind
 
@@ -142,18 +143,20 @@ def inspect_image(path: str) -> Image:
         ) from error
     except OSError as error:
         raise DiagnosedError.of(
-            "ANBOX-C002", f"the Android image {path} cannot be read", str(error.strerror), f"check `ls -l {path}`"
+            "ANBOX-C002",
+            f"the Android image {path} cannot be read",
+            str(error.strerror),
+            f"check `ls -l {path}`",
         ) from error
-    with open(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise _wrong(f"{path} is a directory", f"give it as --rootfs {path} instead")
         if not stat.S_ISREG(status.st_mode):
             raise _wrong(f"{path} is not a regular file", "give a squashfs or ext4 image")
-        header = os.pread(descriptor, HEADER_BYTES, 0)
-        if len(header) == HEADER_BYTES:
-            header += os.pread(descriptor, 0x8006 - HEADER_BYTES, HEADER_BYTES)
-        return Image(path, recognise(header, status.st_size), status.st_size)
+        return Image(path, recognise(os.pread(descriptor, HEADER_BYTES, 0), status.st_size), status.st_size)
+    finally:
+        os.close(descriptor)
 
 
 @attrs.frozen

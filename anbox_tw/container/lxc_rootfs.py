@@ -30,7 +30,15 @@ from anbox_tw.container.images import ImageMounter, inspect_image
 from anbox_tw.container.lxc_staging import Staging, has_mount_point, make_mount_point, open_beneath
 from anbox_tw.container.spec import HOST_ROOTFS, ContainerSpec
 
-__all__ = ["NeededPath", "Rootfs", "build_rootfs", "guest_init", "guest_paths", "needed_paths", "patched_properties"]
+__all__ = [
+    "NeededPath",
+    "Rootfs",
+    "build_rootfs",
+    "guest_init",
+    "guest_paths",
+    "needed_paths",
+    "patched_properties",
+]
 
 PROPERTIES_HEADER = "# Properties added by Anbox"
 MAX_PROPERTIES_BYTES = 256 * 1024  # Android's default.prop has some 2 KiB
@@ -230,7 +238,10 @@ def check_init(rootfs: Rootfs, init: Sequence[str], seen: Iterable[MountEntry]) 
         return
     if not rootfs.exists(program):
         raise DiagnosedError.of(
-            "ANBOX-C013", f"init cannot be executed: the rootfs has no {program}", "", "check --init and the rootfs"
+            "ANBOX-C013",
+            f"init cannot be executed: the rootfs has no {program}",
+            "",
+            "check --init and the rootfs",
         )
 
 
@@ -257,7 +268,9 @@ def guest_paths() -> list[str]:
     package = os.path.dirname(os.path.abspath(anbox_tw.__file__))
     paths = [sys.executable, os.path.realpath(sys.executable), sys.prefix, sys.base_prefix, package]
     paths.append(os.path.dirname(os.path.abspath(os.__file__)))
-    paths += [path for path in sys.path if path and os.path.basename(path) in ("site-packages", "dist-packages")]
+    paths += [
+        path for path in sys.path if path and os.path.basename(path) in ("site-packages", "dist-packages")
+    ]
     return [path for path in dict.fromkeys(paths) if os.path.exists(path)]
 
 
@@ -274,6 +287,13 @@ class NeededPath:
     path: str
     directory: bool
     mask: str = ""
+
+
+def is_readable(path: str, idmap: IdMap, *, status: Callable[[str], os.stat_result] = os.stat) -> bool:
+    """The container's root may use a file or directory of the host, once it has got there."""
+    mode = status(path).st_mode
+    wanted = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    return not idmap or mode & wanted == wanted
 
 
 def needed_paths(
@@ -297,9 +317,8 @@ def needed_paths(
     others = sorted({point for point in mount_points if point != "/"}, key=len, reverse=True)
     found: dict[str, NeededPath] = {}
     for path in paths:
-        mode = status(path).st_mode
-        directory = stat.S_ISDIR(mode)
-        if idmap and not mode & (stat.S_IXOTH if directory else stat.S_IROTH):
+        directory = stat.S_ISDIR(status(path).st_mode)
+        if not is_readable(path, idmap, status=status):
             raise DiagnosedError.of(
                 "ANBOX-C013",
                 f"the container's root may not read {path}",
@@ -336,7 +355,11 @@ def host_masks(needed: Iterable[NeededPath]) -> list[MountEntry]:
             masks.setdefault(each.mask, "0755")
     return [
         MountEntry(
-            "tmpfs", path[1:], directory=True, filesystem="tmpfs", options=("rw", "nosuid", "nodev", f"mode={mode}")
+            "tmpfs",
+            path[1:],
+            directory=True,
+            filesystem="tmpfs",
+            options=("rw", "nosuid", "nodev", f"mode={mode}"),
         )
         for path, mode in sorted(masks.items())
     ]

@@ -148,7 +148,7 @@ class Staging:
                 make_directory(self.journal, directory, 0o711)
             self.journal.record("directory", path=self.path, recursive=True)
             os.mkdir(self.path, 0o711)
-            os.chmod(self.path, 0o711)
+            os.chmod(self.path, 0o711)  # noqa: S103  # an unprivileged container passes through it
         except OSError as error:
             raise DiagnosedError.of(
                 "ANBOX-C005", f"the run directory {self.path} cannot be made", str(error)
@@ -316,7 +316,9 @@ def write_beneath(
     """
     modes = modes or {}
     parent, _, name = path.rpartition("/")
-    with open_beneath(root, parent, create=True, mode=modes.get("directory", 0o771), owner=owner) as directory:
+    with open_beneath(
+        root, parent, create=True, mode=modes.get("directory", 0o771), owner=owner
+    ) as directory:
         # A new file that takes the old one's name: whatever the guest has put there is not written through.
         temporary = f".{name}.anbox-tw"
         try:

@@ -127,6 +127,11 @@ class _Locked:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(lease).encode(), 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DiagnosedError.of(
+                "ANBOX-C007", f"the container {key} is on the network already", "another manager runs it"
+            ) from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -150,6 +155,11 @@ class _Locked:
                 os.rmdir(directory)
             except OSError:
                 break  # somebody else's things are in it
+
+
+def _state_of(leases: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The state as the leases remember it, should its own file be damaged."""
+    return next((each["state"] for each in leases.values() if isinstance(each.get("state"), dict)), None)
 
 
 def _read_json(path: str) -> dict[str, Any] | None:
@@ -253,15 +263,15 @@ class ContainerNetwork:
         locked = await _lock(directory, context)
         try:
             leases = locked.leases()
-            state = locked.read()
+            state = locked.read() or _state_of(leases)
             if state is not None and not leases:
                 await _take_down(state, context)
                 state = None
             if state is None:
                 state = await self._plan(wanted, context)
-                locked.write(state)
+            locked.write(state)
             lease, notes = self._choose(state, wanted, [str(each.get("address")) for each in leases.values()])
-            locked.take(key, {"address": str(lease.address.ip), "pid": os.getpid(), "key": key})
+            locked.take(key, {"address": str(lease.address.ip), "pid": os.getpid(), "state": state})
             notes += await self._make(state, context)
         finally:
             locked.release()
@@ -295,12 +305,16 @@ class ContainerNetwork:
         gateway = wanted.gateway or str(subnet.network_address + 1)
         return {**state, "created": True, "subnet": str(subnet), "gateway": gateway}
 
-    def _choose(self, state: Mapping[str, Any], wanted: NetworkSpec, taken: list[str]) -> tuple[Lease, list[str]]:
+    def _choose(
+        self, state: Mapping[str, Any], wanted: NetworkSpec, taken: list[str]
+    ) -> tuple[Lease, list[str]]:
         subnet = ipaddress.IPv4Network(state["subnet"])
         bridge_address = ipaddress.IPv4Address(state["gateway"])
         notes = []
         asked = ipaddress.IPv4Interface(wanted.address).ip if wanted.address else None
-        address = plan.choose_address(subnet, bridge_address, [each for each in taken if _is_address(each)], asked)
+        address = plan.choose_address(
+            subnet, bridge_address, [each for each in taken if _is_address(each)], asked
+        )
         gateway = ipaddress.IPv4Address(wanted.gateway) if wanted.gateway else bridge_address
         if gateway not in subnet:
             raise DiagnosedError.of(
@@ -337,7 +351,9 @@ class ContainerNetwork:
             return [f"containers do not reach beyond the host, for nft failed: {result.error_text}"]
         chains = await context.commands.run(["nft", "-j", "list", "chains"])
         dropping = plan.dropping_chains(_nftables(chains), state["table"])
-        return [f"the firewall's chain {name!r} drops what containers send beyond the host" for name in dropping]
+        return [
+            f"the firewall's chain {name!r} drops what containers send beyond the host" for name in dropping
+        ]
 
 
 def _subnet_asked_for(wanted: NetworkSpec) -> ipaddress.IPv4Network:
@@ -389,13 +405,19 @@ async def _bridge_address(bridge: str, context: UndoContext) -> ipaddress.IPv4In
             continue
         if link.get("linkinfo", {}).get("info_kind") != "bridge":
             raise DiagnosedError.of(
-                "ANBOX-C016", f"{bridge} is not a bridge", "", f"rename or delete that interface: ip link delete {bridge}"
+                "ANBOX-C016",
+                f"{bridge} is not a bridge",
+                "",
+                f"rename or delete that interface: ip link delete {bridge}",
             )
         for address in link.get("addr_info", []):
             if address.get("family") == "inet":
                 return ipaddress.IPv4Interface(f"{address['local']}/{address['prefixlen']}")
         raise DiagnosedError.of(
-            "ANBOX-C016", f"the bridge {bridge} has no IPv4 address", "", f"give it one, or delete it: ip link delete {bridge}"
+            "ANBOX-C016",
+            f"the bridge {bridge} has no IPv4 address",
+            "",
+            f"give it one, or delete it: ip link delete {bridge}",
         )
     return None
 
@@ -438,10 +460,10 @@ async def _undo_network(args: Mapping[str, Any], context: UndoContext) -> None:
         return
     locked = await _lock(directory, context)
     try:
+        state = locked.read() or _state_of(locked.leases())
         locked.drop(str(key))
         if locked.leases():
             return
-        state = locked.read()
         if state is not None:
             await _take_down(state, context)
         locked.remove()

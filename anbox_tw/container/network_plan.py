@@ -219,6 +219,10 @@ def dropping_chains(entries: Iterable[Any], own_table: str) -> list[str]:
         chain = entry.get("chain") if isinstance(entry, dict) else None
         if not isinstance(chain, dict) or chain.get("family") not in ("ip", "inet"):
             continue
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and chain.get("table") != own_table:
+        if (
+            chain.get("hook") == "forward"
+            and chain.get("policy") == "drop"
+            and chain.get("table") != own_table
+        ):
             found.append(f"{chain['family']} {chain.get('table')} {chain.get('name')}")
     return found

@@ -1,0 +1,434 @@
+"""Containers by real LXC, in their own namespaces, with nothing left of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from typing import Any
+
+import attrs
+from twisted.internet.protocol import Factory, Protocol
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from anbox_tw.container.diagnosis import DiagnosedError
+from anbox_tw.container.ipconfig import read_ipconfig
+from anbox_tw.container.lxc import LxcBackend
+from anbox_tw.container.machine import State
+from anbox_tw.container.spec import BindMount, Device, NetworkSpec
+from anbox_tw.interfaces import IContainer, IContainerBackend
+from tests.container.doubles import a_journal, a_spec
+from tests.container.lxc_support import LxcCase, default_reactor, look_at, read, run
+
+
+class InterfaceTests(SynchronousTestCase):
+    def test_backend_and_container_provide_the_seams(self) -> None:
+        backend = LxcBackend(default_reactor)
+        self.assertTrue(verifyObject(IContainerBackend, backend))
+        directory = os.path.abspath(self.mktemp())
+        journal = a_journal(default_reactor, f"{directory}/journal")
+        self.addCleanup(journal.close)
+        container = backend.create(a_spec(directory), journal)
+        self.assertTrue(verifyObject(IContainer, container))
+        self.assertEqual(container.info()["notes"], [])
+
+
+class HostRootfsTests(LxcCase):
+    async def report(self, pipe: Any) -> dict[str, Any]:
+        found = json.loads(await pipe.line())
+        assert isinstance(found, dict)
+        return found
+
+    async def test_a_container_lives_in_namespaces_of_its_own_and_leaves_nothing(self) -> None:
+        socket, pipe = await self.session()
+        port = default_reactor.listenTCP(0, Factory.forProtocol(Protocol))
+        self.addCleanup(port.stopListening)
+        spec = self.spec(
+            socket,
+            devices=(Device("/dev/fuse"),),
+            extra_properties=("ro.boot.fake_battery=1",),
+            environment={"HOST": "192.168.250.1", "HOST_PORT": str(port.getHost().port), "X": "a 'b' c"},
+        )
+        os.makedirs(spec.run_path)
+        before = look_at([spec], self.bridge)
+        machine = self.machine(spec)
+        await machine.start()
+        info = machine.info()
+        inside = await self.report(pipe)
+        self.assertEqual((inside["pid"], inside["uid"], inside["hostname"]), (1, 0, "anbox"))
+        self.assertEqual(inside["uid_map"], ["0", "100000", "100000"])
+        self.assertEqual(inside["interfaces"], ["eth0", "lo"])
+        self.assertNotEqual(inside["netns"], os.readlink("/proc/self/ns/net"))
+        self.assertNotEqual(inside["pidns"], os.readlink("/proc/self/ns/pid"))
+        self.assertEqual(inside["processes"], 1)
+        self.assertEqual(inside["local"], info["address"])
+        self.assertEqual((inside["data"], inside["sdcard"], inside["cache"]), ("ok", "ok", "ok"))
+        self.assertEqual(inside["usr"], "PermissionError")
+        self.assertEqual(inside["prop"], "# Properties added by Anbox\nro.boot.fake_battery=1\n")
+        self.assertIn(f"nameserver {info['dns'][0]}", inside["resolv"])
+        self.assertEqual(
+            inside["anbox_tw"],
+            os.path.join(
+                os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+                "anbox_tw",
+                "__init__.py",
+            ),
+        )
+        self.assertTrue(inside["twisted"])
+        self.assertEqual(inside["run"], [])
+        self.assertEqual(inside["mem"], "PermissionError")
+        self.assertEqual(inside["shadow"], "Permi")
+        self.assertEqual(inside["environ"]["X"], "a 'b' c")
+        self.assertIn("qemu_pipe", inside["dev"])
+        if os.path.exists("/dev/fuse"):
+            self.assertIn("fuse", inside["dev"])
+        # what it wrote to is kept in the instance's data directory, by its own root
+        with open(f"{spec.data_dir}/local/tmp/inside") as file:
+            self.assertEqual(file.read(), "from inside")
+            self.assertEqual(os.fstat(file.fileno()).st_uid, 100000)
+        self.assertTrue(os.path.exists(f"{spec.data_dir}/media/0/inside"))
+        with open(f"{spec.data_dir}/misc/ethernet/ipconfig.txt", "rb") as file:
+            (ipconfig,) = read_ipconfig(file.read())
+        self.assertEqual(ipconfig.address, f"{info['address']}/24")
+        self.assertEqual((ipconfig.gateway, ipconfig.dns), (info["gateway"], tuple(info["dns"])))
+        self.assertEqual(run("ps", "-o", "args=", "-p", str(info["pid"])).split()[-1], self.init)
+        rules = run("nft", "list", "table", "ip", self.bridge)
+        self.assertIn("masquerade", rules)
+        await machine.stop()
+        self.assertEqual(await pipe.line(), b"terminated")
+        self.assertIn("console line", read(spec.console_log))
+        self.assertEqual(look_at([spec], self.bridge), before)
+
+    async def test_a_user_of_the_host_is_androids_system(self) -> None:
+        socket, pipe = await self.session(mode=0o600)
+        os.chown(socket, 12345, 12345)
+        machine = self.machine(self.spec(socket, owner_uid=12345, owner_gid=12345))
+        await machine.start()
+        inside = await self.report(pipe)
+        self.assertEqual(inside["uid_map"][:6], ["0", "100000", "1000", "1000", "12345", "1"])
+        self.assertEqual(stat.S_IMODE(os.stat(socket).st_mode), 0o600)
+
+    async def test_privileged(self) -> None:
+        socket, pipe = await self.session()
+        machine = self.machine(self.spec(socket, privileged=True))
+        await machine.start()
+        inside = await self.report(pipe)
+        self.assertEqual(inside["uid_map"], ["0", "0", "4294967295"])
+        self.assertEqual(inside["usr"], "ok")
+        self.assertFalse(os.path.exists("/usr/anbox-tw-test"), "the overlay takes what is written")
+        self.assertEqual(inside["mem"], "PermissionError", "the devices controller guards the host's memory")
+        self.assertIn("privileged", machine.info()["isolation"])
+
+    async def test_two_instances_share_the_bridge_and_nothing_else(self) -> None:
+        specs = []
+        for name in ("one", "two"):
+            socket, pipe = await self.session(name)
+            specs.append((self.spec(socket, instance=name), pipe))
+        for spec, _ in specs:
+            os.makedirs(spec.run_path)
+        before = look_at([spec for spec, _ in specs], self.bridge)
+        machines = [self.machine(spec) for spec, _ in specs]
+        starts = [machine.start() for machine in machines]
+        for started in starts:
+            await started
+        self.assertEqual(
+            sorted(machine.info()["address"] for machine in machines), ["192.168.250.2", "192.168.250.3"]
+        )
+        for _, pipe in specs:
+            self.assertEqual((await self.report(pipe))["pid"], 1)
+        await machines[0].stop()
+        self.assertIn(self.bridge, run("ip", "-o", "link"))
+        self.assertEqual(machines[1].state, State.RUNNING)
+        await machines[1].stop()
+        self.assertEqual(look_at([spec for spec, _ in specs], self.bridge), before)
+
+    async def test_without_a_network_there_is_loopback_only(self) -> None:
+        socket, pipe = await self.session()
+        machine = self.machine(self.spec(socket, network=NetworkSpec("none")))
+        await machine.start()
+        self.assertEqual((await self.report(pipe))["interfaces"], ["lo"])
+        self.assertNotIn(self.bridge, run("ip", "-o", "link"))
+        self.assertNotIn("address", machine.info())
+
+    async def test_addresses_that_were_asked_for(self) -> None:
+        socket, pipe = await self.session()
+        network = NetworkSpec("auto", "10.99.98.7/28", "10.99.98.1", ("9.9.9.9", "1.1.1.1"))
+        machine = self.machine(self.spec(socket, network=network))
+        await machine.start()
+        self.assertIn("nameserver 1.1.1.1", (await self.report(pipe))["resolv"])
+        self.assertEqual((machine.info()["address"], machine.info()["gateway"]), ("10.99.98.7", "10.99.98.1"))
+
+    async def test_an_init_that_ends_is_told_with_its_console(self) -> None:
+        spec = self.spec(None, init=("/bin/sh", "-c", "echo famous last words; exit 3"))
+        machine = self.machine(spec)
+        try:
+            await machine.start()
+        except DiagnosedError:
+            pass
+        await machine.stop()
+        failed = machine.failure
+        assert failed is not None
+        self.assertIn(failed.code, ("ANBOX-C012", "ANBOX-C014"))
+        self.assertIn("famous last words", "\n".join(failed.log_tail))
+
+    async def test_a_container_that_is_killed_is_told(self) -> None:
+        socket, pipe = await self.session()
+        machine = self.machine(self.spec(socket))
+        await machine.start()
+        await self.report(pipe)
+        exited = self.container(machine).when_exited()
+        os.kill(machine.info()["pid"], 9)
+        self.assertTrue(await exited)
+        await machine.stop()
+        assert machine.failure is not None
+        self.assertEqual(machine.failure.code, "ANBOX-C014")
+
+    async def test_an_init_that_cannot_be_executed(self) -> None:
+        script = f"{self.directory}/broken"
+        with open(script, "w") as file:
+            file.write("#!/no/such/interpreter\n")
+        os.chmod(script, 0o755)
+        for init in (("/no/such/init",), (script,)):
+            spec = self.spec(None, init=init)
+            machine = self.machine(spec)
+            with self.assertRaises(DiagnosedError) as caught:
+                await machine.start()
+            self.assertEqual(caught.exception.code, "ANBOX-C013", caught.exception)
+            self.assertEqual(machine.state, State.FAILED)
+            self.assertEqual(machine.journal.pending, [])
+            machine.journal.close()
+
+    async def test_an_init_that_ignores_the_signal_is_not_waited_for(self) -> None:
+        machine = self.machine(self.spec(None, init=("/bin/sh", "-c", "sleep 100; true")))
+        await machine.start()
+        begun = default_reactor.seconds()
+        await machine.stop()
+        self.assertLess(default_reactor.seconds() - begun, 5)
+
+    async def test_an_init_that_takes_the_signal_and_stays_is_killed_in_the_end(self) -> None:
+        machine = self.machine(
+            self.spec(None, init=("/bin/sh", "-c", "trap : TERM; while :; do sleep 1; done"))
+        )
+        await machine.start()
+        container = self.container(machine)
+        await container.stop(0.3)
+        self.assertIn("ended", container._process.exited if container._process else "")
+
+    async def test_bad_requests_have_their_cause(self) -> None:
+        os.symlink("/etc", f"{self.directory}/link")
+        missing = f"{self.directory}/missing"
+        for more, code in (
+            ({"bind_mounts": (BindMount(missing, "dev/x"),)}, "ANBOX-C008"),
+            ({"bind_mounts": (BindMount("/etc/hosts", "bin/x"),)}, "ANBOX-C008"),
+            ({"devices": (Device("/dev/mem"),)}, "ANBOX-C009"),
+            ({"rootfs": missing}, "ANBOX-C002"),
+            ({"rootfs": self.init}, "ANBOX-C002"),
+            ({"rootfs": self.directory}, "ANBOX-C002"),
+            ({"rootfs": "", "image": missing}, "ANBOX-C002"),
+            ({"rootfs": "", "image": self.init}, "ANBOX-C003"),
+            ({"network": NetworkSpec("auto", "10.1.1.1/24", "10.1.2.1")}, "ANBOX-C016"),
+        ):
+            machine = self.machine(self.spec(None, **more))
+            with self.assertRaises(DiagnosedError) as caught:
+                await machine.start()
+            self.assertEqual(caught.exception.code, code, caught.exception)
+            self.assertTrue(caught.exception.cure)
+            self.assertEqual(machine.journal.pending, [])
+            machine.journal.close()
+
+    async def test_a_data_path_that_another_user_controls_is_refused(self) -> None:
+        spec = self.spec(None)
+        machine = self.machine(spec)
+        os.chown(spec.data_path, 12345, 12345)
+        with self.assertRaises(DiagnosedError) as caught:
+            await machine.start()
+        self.assertEqual(caught.exception.code, "ANBOX-C004")
+
+    async def test_links_of_the_guest_are_not_followed(self) -> None:
+        spec = self.spec(None, init=("/bin/sleep", "100"))
+        os.makedirs(f"{spec.data_dir}/misc")
+        victim = f"{self.directory}/victim"
+        os.mkdir(victim)
+        os.symlink(victim, f"{spec.data_dir}/misc/ethernet")
+        machine = self.machine(spec)
+        with self.assertRaises(DiagnosedError) as caught:
+            await machine.start()
+        self.assertEqual(caught.exception.code, "ANBOX-C004")
+        self.assertEqual(os.listdir(victim), [])
+        os.unlink(f"{spec.data_dir}/misc/ethernet")
+        os.mkdir(f"{spec.data_dir}/misc/ethernet")
+        os.symlink("/etc/passwd", f"{spec.data_dir}/misc/ethernet/ipconfig.txt")
+        before = read("/etc/passwd")
+        await machine.start()
+        self.assertEqual(read("/etc/passwd"), before)
+        self.assertFalse(os.path.islink(f"{spec.data_dir}/misc/ethernet/ipconfig.txt"))
+
+    async def test_bindtab_of_the_administrator(self) -> None:
+        socket, pipe = await self.session()
+        spec = self.spec(socket)
+        os.makedirs(spec.data_path)
+        with open(f"{spec.data_path}/bindtab", "w") as file:
+            file.write(f"# a comment\nnot a path\n{self.init} dev/from-bindtab none bind,create=file 0 0\n")
+        os.chmod(f"{spec.data_path}/bindtab", 0o644)
+        machine = self.machine(spec)
+        await machine.start()
+        self.assertIn("from-bindtab", (await self.report(pipe))["dev"])
+        await machine.stop()
+        self.assertEqual(await pipe.line(), b"terminated")
+        os.chmod(f"{spec.data_path}/bindtab", 0o666)
+        await machine.start()
+        self.assertNotIn("from-bindtab", (await self.report(pipe))["dev"])
+        self.assertIn("bindtab is left out", " ".join(machine.info()["notes"]))
+
+    async def test_a_stop_in_the_middle_of_the_start(self) -> None:
+        spec = self.spec(None, init=("/bin/sleep", "100"))
+        os.makedirs(spec.run_path)
+        before = look_at([spec], self.bridge)
+        for phase in ("prepare", "start"):
+            machine = self.machine(spec)
+
+            def stop(event: Any, machine: Any = machine, phase: str = phase) -> None:
+                if event.phase == phase and not event.detail:
+                    default_reactor.callLater(0.03, machine.stop)
+
+            machine.observe(stop)
+            try:
+                await machine.start()
+            except DiagnosedError as error:
+                self.assertEqual(error.code, "ANBOX-C022")
+            await machine.stop()
+            self.assertEqual(look_at([spec], self.bridge), before)
+            machine.journal.close()
+
+    async def test_the_host_is_probed_without_a_change(self) -> None:
+        probes = {probe.name: probe for probe in await self.backend.probe()}
+        for name in ("root", "capabilities", "LXC", "ip", "nft", "overlayfs"):
+            self.assertTrue(probes[name].ok, probes[name])
+
+
+class OtherRootfsTests(LxcCase):
+    async def report(self, pipe: Any) -> dict[str, Any]:
+        found = json.loads(await pipe.line())
+        assert isinstance(found, dict)
+        return found
+
+    async def test_an_image_of_android(self) -> None:
+        socket, pipe = await self.session()
+        tree = self.static_init("anbox-init.sh")
+        with open(f"{tree}/default.prop", "w") as file:
+            file.write("ro.secure=1\n")
+        spec = self.spec(
+            socket,
+            rootfs="",
+            image=self.squashfs(tree),
+            init=(),
+            extra_properties=("ro.boot.fake_battery=1",),
+        )
+        os.makedirs(spec.run_path)
+        before = look_at([spec], self.bridge)
+        machine = self.machine(spec)
+        await machine.start()
+        inside = await self.report(pipe)
+        self.assertEqual((inside["pid"], inside["name"]), (1, "/anbox-init.sh"))
+        self.assertEqual((inside["data"], inside["root"]), (True, False))
+        self.assertEqual(inside["prop"], "# Properties added by Anbox|ro.boot.fake_battery=1|ro.secure=1|")
+        config = read(f"{spec.data_path}/containers/default/config")
+        self.assertIn("lxc.environment = PATH=/system/bin:/system/sbin:/system/xbin\n", config)
+        await machine.stop()
+        self.assertEqual(look_at([spec], self.bridge), before)
+
+    async def test_an_image_through_squashfuse_with_an_overlay_of_the_user(self) -> None:
+        socket, pipe = await self.session()
+        image = self.squashfs(self.static_init("init"))
+        spec = self.spec(
+            socket, rootfs="", image=image, init=(), force_squashfuse=True, use_rootfs_overlay=True
+        )
+        os.makedirs(f"{spec.data_path}/rootfs-overlay")
+        open(f"{spec.data_path}/rootfs-overlay/extra", "w").close()
+        os.makedirs(spec.run_path)
+        before = look_at([spec], self.bridge)
+        machine = self.machine(spec)
+        await machine.start()
+        inside = await self.report(pipe)
+        self.assertEqual((inside["name"], inside["extra"], inside["root"]), ("/init", True, False))
+        await machine.stop()
+        self.assertEqual(look_at([spec], self.bridge), before)
+
+    async def test_an_image_without_our_mount_points_gets_them(self) -> None:
+        socket, pipe = await self.session()
+        tree = self.static_init("init")
+        for name in ("data", "cache", "sdcard"):
+            os.rmdir(f"{tree}/{name}")
+        machine = self.machine(self.spec(socket, rootfs="", image=self.squashfs(tree), init=()))
+        await machine.start()
+        inside = await self.report(pipe)
+        self.assertEqual((inside["data"], inside["root"]), (True, False))
+
+    async def test_a_directory_stays_as_it_was(self) -> None:
+        socket, pipe = await self.session()
+        tree = self.static_init("sbin-init")
+        os.mkdir(f"{tree}/sbin")
+        os.rename(f"{tree}/sbin-init", f"{tree}/sbin/init")
+        before = sorted(os.walk(tree))
+        machine = self.machine(
+            self.spec(socket, rootfs=tree, init=(), privileged=True, extra_properties=("a=b",))
+        )
+        await machine.start()
+        inside = await self.report(pipe)
+        self.assertEqual((inside["name"], inside["root"], inside["data"]), ("/sbin/init", True, True))
+        self.assertEqual(inside["prop"], "# Properties added by Anbox|a=b|")
+        await machine.stop()
+        self.assertEqual(sorted(os.walk(tree)), before)
+
+    async def test_a_rootfs_without_init_says_so(self) -> None:
+        tree = self.static_init()
+        machine = self.machine(self.spec(None, rootfs=tree, init=()))
+        with self.assertRaises(DiagnosedError) as caught:
+            await machine.start()
+        self.assertEqual(caught.exception.code, "ANBOX-C013")
+        self.assertIn("--init", caught.exception.cure)
+
+
+class LimitedHostTests(LxcCase):
+    async def test_a_run_directory_that_cannot_hold_an_overlay_is_helped_with_memory(self) -> None:
+        socket, pipe = await self.session()
+        spec = self.spec(socket)
+        lower = f"{self.directory}/lower"
+        os.makedirs(f"{lower}/run")
+        os.makedirs(f"{self.directory}/upper")
+        os.makedirs(f"{self.directory}/work")
+        os.makedirs(spec.run_path)
+        options = f"lowerdir={lower},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", spec.run_path], check=True)
+        self.addCleanup(subprocess.run, ["umount", spec.run_path], check=True)
+        machine = self.machine(spec)
+        await machine.start()
+        self.assertEqual(json.loads(await pipe.line())["pid"], 1)
+        self.assertIn("kept in memory", " ".join(machine.info()["notes"]))
+        await machine.stop()
+        self.assertEqual(os.listdir(spec.run_path), ["run"])
+
+    async def test_a_closed_run_directory_is_replaced(self) -> None:
+        socket, pipe = await self.session()
+        closed = f"{self.directory}/closed"
+        os.mkdir(closed, 0o700)
+        spec = self.spec(socket, instance="closed")
+        object.__setattr__(spec, "run_path", f"{closed}/run")
+        machine = self.machine(spec)
+        await machine.start()
+        self.assertEqual(json.loads(await pipe.line())["pid"], 1)
+        await machine.stop()
+        self.assertEqual(os.listdir(closed), ["data"])
+        self.assertNotIn("containers", os.listdir(spec.data_path))
+        self.assertFalse(os.path.exists("/run/anbox-tw"))
+
+    async def test_without_lxc_the_probe_says_what_to_install(self) -> None:
+        machine = self.machine(self.spec(None))
+        facts = self.backend.look()
+        self.backend.look = lambda: attrs.evolve(facts, lxc_start=None)
+        with self.assertRaises(DiagnosedError) as caught:
+            await machine.start()
+        self.assertEqual(caught.exception.code, "ANBOX-C006")
+        self.assertIn("apt install lxc", caught.exception.cure)
