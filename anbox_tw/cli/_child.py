@@ -54,6 +54,10 @@ def tail(path: Path, lines: int) -> list[str]:
         return []
 
 
+LOOSE = "import os, sys; os.setsid(); os.execv(sys.argv[2], sys.argv[2:])"
+"""The same for a child that outlives us."""
+
+
 class Child(ProcessProtocol):
     """One child process whose output goes to a file.
 
@@ -75,8 +79,11 @@ class Child(ProcessProtocol):
         self._waiting: list[Deferred[str]] = []
         self._began_at = 0
 
-    def start(self) -> None:
+    def start(self, *, leash: bool = True) -> None:
         """Start the process.
+
+        Args:
+            leash: it hears SIGTERM when we end; otherwise it outlives us.
 
         Raises:
             OSError: the log cannot be written or the process not made.
@@ -92,7 +99,7 @@ class Child(ProcessProtocol):
             environment["PYTHONPATH"] = os.pathsep.join(
                 filter(None, [root, environment.get("PYTHONPATH", "")])
             )
-            leashed = [sys.executable, "-S", "-c", LEASH, str(os.getpid()), *self.command]
+            leashed = [sys.executable, "-S", "-c", LEASH if leash else LOOSE, str(os.getpid()), *self.command]
             descriptors = {0: nothing, 1: log, 2: log}
             process = self._reactor.spawnProcess(
                 self, sys.executable, leashed, env=environment, childFDs=descriptors

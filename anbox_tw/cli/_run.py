@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -10,12 +11,12 @@ from typing import Any, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["run"]
+__all__ = ["first_of", "pause", "run"]
 
 T = TypeVar("T")
 
 
-def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, log_to_stderr: bool = False) -> T:
+def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, patient: bool = False) -> T:
     """Run ``main(reactor)`` to its end and return its result.
 
     SIGINT, SIGTERM and SIGHUP cancel it; the coroutine ends what it began and the program then exits with
@@ -23,7 +24,7 @@ def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, log_to_stder
 
     Args:
         main: takes the reactor, returns a coroutine.
-        log_to_stderr: write twisted's log to standard error (for debugging).
+        patient: a second signal changes nothing, because what ends must end in order; otherwise it exits at once.
 
     Raises:
         anbox_tw.errors.AnboxError: whatever ``main`` raised.
@@ -33,17 +34,16 @@ def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, log_to_stder
     reactor: Any = _reactor
     outcome: list[T | Failure] = []
     caught: list[int] = []
-    if log_to_stderr:
-        from twisted.logger import globalLogBeginner, textFileLogObserver
-
-        globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
 
     def begin() -> None:
         work: Deferred[T] = Deferred.fromCoroutine(main(reactor))
 
         def on_signal(number: int, frame: object) -> None:
             caught.append(number)
-            reactor.callFromThread(work.cancel)
+            if len(caught) == 1:
+                reactor.callFromThread(work.cancel)
+            elif not patient:
+                os._exit(128 + number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, on_signal)
@@ -63,3 +63,38 @@ def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, log_to_stder
         result.raiseException()
         raise AssertionError("a failure always raises")
     return result
+
+
+async def first_of(*contenders: Deferred[Any]) -> tuple[int, Any]:
+    """Wait for the first of several Deferreds; the others are cancelled and their end is ignored.
+
+    Returns:
+        The place of the first one among the arguments, and its result.
+    """
+    finished: Deferred[tuple[int, Any]] = Deferred()
+    done: list[bool] = []
+
+    def ended(result: Any, place: int) -> None:
+        if done:
+            return  # a loser: cancelled by us, or too late
+        done.append(True)
+        if isinstance(result, Failure):
+            finished.errback(result)
+        else:
+            finished.callback((place, result))
+
+    for place, contender in enumerate(contenders):
+        contender.addBoth(ended, place)
+    try:
+        return await finished
+    finally:
+        done.append(True)
+        for contender in contenders:
+            contender.cancel()
+
+
+async def pause(reactor: Any, seconds: float) -> None:
+    """Let ``seconds`` go by."""
+    from twisted.internet.task import deferLater
+
+    await deferLater(reactor, seconds)

@@ -1,0 +1,328 @@
+"""``anbox up``: one container and its session, in the foreground or detached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from twisted.internet.defer import CancelledError, Deferred
+
+from anbox_tw.cli._child import Child, twistd_command
+from anbox_tw.cli._control import open_control
+from anbox_tw.cli._instance import Instance, instance_options
+from anbox_tw.cli._run import first_of, pause, run
+from anbox_tw.container.diagnosis import CODES
+from anbox_tw.errors import AnboxError, ConfigError, ExitCode, HostLacks
+from anbox_tw.rpc import ChannelClosed
+from anbox_tw.rpc._pb import anbox_session_pb2 as pb
+
+__all__ = ["up"]
+
+MANAGER_RESTARTS = 5
+"""A manager that dies more often than this within ``MANAGER_RESTART_WINDOW_S`` is not started again."""
+
+MANAGER_RESTART_WINDOW_S = 60.0
+
+MANAGER_RESTART_DELAY_S = 0.5
+
+CONTROL_TIMEOUT_S = 60.0
+"""A session that has no control socket by then does not come up."""
+
+FOLLOW_AGAIN_S = 0.2
+OUTPUT_LINES = 20
+
+BOOT_TIMEOUT_S = 120.0
+"""How long a detached ``up`` waits for the guest's boot unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user wants to run; handed on to the two managers."""
+
+    backend: str
+    rootfs: str | None
+    image: str | None
+    data_path: str | None
+    adb_server: str | None
+    manager: str | None
+
+    def manager_options(self, where: Instance) -> list[str]:
+        """Options of ``twistd anbox-container``."""
+        options = ["--socket", str(where.manager), "--runtime-dir", str(where.paths.runtime_dir)]
+        return [*options, "--backend", self.backend]
+
+    def session_options(self, where: Instance) -> list[str]:
+        """Options of ``twistd anbox-session``."""
+        options = ["--instance", where.name, "--runtime-dir", str(where.paths.runtime_dir)]
+        options += ["--container-manager", self.manager or str(where.manager), "--backend", self.backend]
+        for name in ("rootfs", "image", "data_path", "adb_server"):
+            value = getattr(self, name)
+            if value is not None:
+                options += ["--" + name.replace("_", "-"), value]
+        return options
+
+
+@click.command()
+@instance_options
+@click.option(
+    "--backend",
+    type=click.Choice(["process", "lxc"]),
+    default="process",
+    show_default=True,
+    help="How the container is run. 'process' needs no root and no image.",
+)
+@click.option(
+    "--rootfs",
+    metavar="host|DIR",
+    help="What the container sees as /: 'host' (the host's own root; nothing is written to it) or a directory."
+    "  [default: host]",
+)
+@click.option("--image", metavar="FILE", help="An Android image (squashfs or ext4) instead of --rootfs.")
+@click.option("--data-path", metavar="DIR", help="Where the instance keeps its data.")
+@click.option(
+    "--adb-server", metavar="HOST:PORT", help="The adb server to register with.  [default: as adb does]"
+)
+@click.option(
+    "--manager", metavar="PATH", help="Use the container manager that listens there, not one of our own."
+)
+@click.option("-d", "--detach", is_flag=True, help="Return when the guest has booted; the instance goes on.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=BOOT_TIMEOUT_S,
+    show_default=True,
+    help="With --detach: how many seconds to wait for the boot.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show what the managers log, too.")
+def up(
+    instance: str,
+    runtime_dir: str | None,
+    backend: str,
+    rootfs: str | None,
+    image: str | None,
+    data_path: str | None,
+    adb_server: str | None,
+    manager: str | None,
+    detach: bool,
+    timeout: float,
+    verbose: bool,
+) -> int:
+    """Start a container and its session; Ctrl-C stops both and leaves nothing behind but the data."""
+    if image and rootfs:
+        raise ConfigError("--image and --rootfs exclude each other", "leave one out")
+    if backend == "lxc" and os.geteuid() != 0 and manager is None:
+        raise HostLacks(
+            "the lxc backend needs root",
+            "run 'sudo anbox up --backend lxc', or name the socket of a manager that runs as root with --manager",
+        )
+    where = Instance.locate(instance, runtime_dir, create=True)
+    wanted = Wanted(
+        backend,
+        str(Path(rootfs).absolute()) if rootfs and rootfs != "host" else rootfs,
+        str(Path(image).absolute()) if image else None,
+        str(Path(data_path).absolute()) if data_path else None,
+        adb_server,
+        str(Path(manager).absolute()) if manager else None,
+    )
+    if detach:
+        return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))
+    return run(lambda reactor: _Up(reactor, where, wanted, verbose=verbose).main(), patient=True)
+
+
+async def _detached(reactor: Any, where: Instance, data_path: str | None, seconds: float) -> int:
+    """Start ``anbox up`` as a process of its own and wait until the guest has booted."""
+    from anbox_tw.cli.wait import wait_for
+
+    holder = where.holder()
+    if holder is not None:
+        where.take().release()  # raises AlreadyRunning with all its words
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-d", "--detach")]
+    child = Child(
+        reactor, "up", [sys.executable, "-m", "anbox_tw.cli", *arguments], where.log_dir(data_path) / "up.log"
+    )
+    child.start(leash=False)
+    try:
+        place, _ = await first_of(
+            child.when_ended(), Deferred.fromCoroutine(wait_for(reactor, where, "booted", seconds))
+        )
+    except BaseException:
+        child.signal(signal.SIGTERM)
+        raise
+    if place == 0:
+        for line in child.output(40):
+            click.echo(line, err=True)
+        return child.exit_code or ExitCode.FAILED
+    click.echo(f"instance '{where.name}' has booted; stop it with 'anbox down{where.option}'")
+    return ExitCode.OK
+
+
+class _Up:
+    """The two managers of one instance, from their start to their end."""
+
+    def __init__(self, reactor: Any, where: Instance, wanted: Wanted, *, verbose: bool) -> None:
+        self._reactor = reactor
+        self._where = where
+        self._wanted = wanted
+        self._verbose = verbose
+        self._session = self._child("session", "anbox-session", wanted.session_options(where))
+        self._manager = self._child("manager", "anbox-container", wanted.manager_options(where))
+        self._deaths: deque[float] = deque(maxlen=MANAGER_RESTARTS)
+        self._began = 0.0
+        self._told_boot = False
+        self._manager_served = False
+
+    def _child(self, name: str, command: str, options: list[str]) -> Child:
+        return Child(
+            self._reactor,
+            name,
+            twistd_command(command, *options),
+            self._where.log_dir(self._wanted.data_path) / f"{name}.log",
+        )
+
+    async def main(self) -> int:
+        """Run until a signal, ``anbox down``, or a failure that only the user can mend."""
+        lock = self._where.take()
+        self._began = self._reactor.seconds()
+        try:
+            return await self._run()
+        except CancelledError:
+            return ExitCode.OK
+        finally:
+            self._say("stopping")
+            await self._session.stop()
+            await self._manager.stop()
+            lock.release()
+            self._where.tidy()
+            self._say("stopped; nothing is left but the data")
+
+    async def _run(self) -> int:
+        self._say(f"instance '{self._where.name}', sockets in {self._where.paths.sockets}")
+        try:
+            if self._wanted.manager is None:
+                self._manager.start()
+            self._session.start()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the logs in {self._session.log_path.parent}: {error.strerror}",
+                "choose a directory of your own with --data-path",
+            ) from error
+        contenders: list[Deferred[Any]] = [self._session.when_ended(), Deferred.fromCoroutine(self._follow())]
+        if self._wanted.manager is None:
+            contenders.append(Deferred.fromCoroutine(self._keep_manager()))
+        place, result = await first_of(*contenders)
+        if place != 0:
+            assert isinstance(result, AnboxError)
+            raise result
+        if self._session.exit_code == 0:
+            self._say("the session has ended")
+            return ExitCode.OK
+        self._show_output(self._session)
+        self._say(f"the session {result}")
+        return self._session.exit_code or ExitCode.FAILED
+
+    async def _keep_manager(self) -> AnboxError:
+        """Start the manager again when it dies; returns why not, when that makes no sense."""
+        while True:
+            how = await self._manager.when_ended()
+            now = self._reactor.seconds()
+            if not self._manager_served:
+                self._show_output(self._manager)
+                return _WithExitCode(
+                    f"the container manager {how}", "the lines above say why", self._manager.exit_code
+                )
+            self._deaths.append(now)
+            if len(self._deaths) == MANAGER_RESTARTS and now - self._deaths[0] < MANAGER_RESTART_WINDOW_S:
+                self._show_output(self._manager)
+                return AnboxError(
+                    f"the container manager ended {MANAGER_RESTARTS} times within {MANAGER_RESTART_WINDOW_S:g} s",
+                    f"see 'anbox logs{self._where.option} manager'",
+                )
+            self._say(f"the container manager {how}; starting it again")
+            await pause(self._reactor, MANAGER_RESTART_DELAY_S)
+            self._manager.start()
+
+    async def _follow(self) -> AnboxError:
+        """Tell what the session does; returns why the container cannot run, if that is so."""
+        while True:
+            link = await open_control(
+                self._reactor,
+                self._where,
+                wait_until=self._reactor.seconds() + CONTROL_TIMEOUT_S,
+                on_event=self._event,
+            )
+            self._failed: Deferred[AnboxError] = Deferred()
+            try:
+                self._look(await link.watch())
+                _, result = await first_of(self._failed, link.closed())
+                if isinstance(result, AnboxError) and not isinstance(result, ChannelClosed):
+                    return result
+            except ChannelClosed:
+                pass
+            finally:
+                await link.close()
+            await pause(self._reactor, FOLLOW_AGAIN_S)
+
+    def _event(self, event: pb.SessionEvent) -> None:
+        text = f"{event.kind} {event.name}".strip()
+        detail = f": {event.detail}" if event.detail else ""
+        if event.kind == "bridge" and not self._verbose:
+            detail = ""
+        self._say(f"{text}{detail}")
+        self._look(event.info)
+
+    def _look(self, info: pb.SessionInfo) -> None:
+        """Look at what the session is now: has it booted, or has its container failed for good?"""
+        if info.container.state in ("starting", "preparing", "running"):
+            self._manager_served = True
+        code = info.container.failure.partition(":")[0]
+        if code in CODES and not self._told_boot and not self._failed.called:
+            cause, _, cure = info.container.failure.partition(": ")[2].rpartition(" (")
+            error = _WithExitCode(
+                cause or info.container.failure, cure.rstrip(")"), CODES[code].exit_code, code
+            )
+            self._failed.callback(error)
+        if info.booted and not self._told_boot:
+            self._told_boot = True
+            self._summary(info)
+
+    def _summary(self, info: pb.SessionInfo) -> None:
+        option = self._where.option
+        anbox = "anbox" if shutil.which("anbox") else str(Path(sys.executable).parent / "anbox")
+        serial = info.serial or "none yet"
+        click.echo()
+        click.echo(
+            f"  instance '{self._where.name}' has booted in {self._reactor.seconds() - self._began:.1f} s"
+        )
+        click.echo(f"    serial   {serial}  (adb port {info.adb_port})")
+        for socket in info.sockets:
+            click.echo(f"    socket   {socket.path}")
+        click.echo(f"    data     {info.container.data_path or self._where.paths.data_path()}")
+        click.echo("  next, in another terminal:")
+        click.echo(f"    {anbox} shell{option}")
+        click.echo(f"    {anbox} ps")
+        if info.serial:
+            click.echo(f"    adb -s {serial} shell")
+        click.echo("  Ctrl-C stops it.")
+        click.echo()
+
+    def _show_output(self, child: Child) -> None:
+        for line in child.output(OUTPUT_LINES):
+            click.echo(f"  {child.name}: {line}", err=True)
+
+    def _say(self, text: str) -> None:
+        click.echo(f"[{self._reactor.seconds() - self._began:6.1f} s] {text}")
+
+
+class _WithExitCode(AnboxError):
+    """A failure whose exit code comes from elsewhere."""
+
+    def __init__(self, cause: str, cure: str, exit_code: int | None, code: str = "") -> None:
+        super().__init__(cause, cure, code=code)
+        self.exit_code = ExitCode(exit_code) if exit_code in set(ExitCode) and exit_code else ExitCode.FAILED
