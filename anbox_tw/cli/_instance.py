@@ -55,6 +55,7 @@ class Holder:
 
     pid: int
     command: str
+    data_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,11 @@ class Instance:
         finally:
             os.close(descriptor)
 
-    def take(self) -> Lock:
+    def take(self, data_path: str | None = None) -> Lock:
         """Become the one who runs this instance.
+
+        Args:
+            data_path: where its data is, if not in the usual place; told to those who ask.
 
         Raises:
             anbox_tw.errors.AlreadyRunning: somebody else does.
@@ -179,7 +183,8 @@ class Instance:
                 f"stop it with 'anbox down{self.option}', or start another one with --instance NAME",
             ) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": " ".join(sys.argv)}).encode(), 0)
+        told = {"pid": os.getpid(), "command": " ".join(sys.argv), "data_path": data_path}
+        os.pwrite(descriptor, json.dumps(told).encode(), 0)
         return Lock(descriptor, self.lock_path)
 
 
@@ -199,6 +204,6 @@ class Lock:
 def _read_holder(descriptor: int) -> Holder:
     try:
         told = json.loads(os.pread(descriptor, LOCK_BYTES, 0) or b"{}")
-        return Holder(int(told.get("pid", 0)), str(told.get("command", "unknown")))
+        return Holder(int(told.get("pid", 0)), str(told.get("command", "unknown")), told.get("data_path"))
     except (ValueError, AttributeError):
         return Holder(0, "unknown")

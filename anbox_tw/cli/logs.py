@@ -61,7 +61,8 @@ def logs(
 
 def log_files(where: Instance, data_path: str | None = None) -> dict[str, Path]:
     """The logs that exist: name to path."""
-    directory = where.log_dir(data_path)
+    holder = where.holder()
+    directory = where.log_dir(data_path or (holder.data_path if holder else None))
     if not directory.is_dir():
         return {}
     return {

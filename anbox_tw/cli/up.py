@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,6 +32,13 @@ MANAGER_RESTARTS = 5
 MANAGER_RESTART_WINDOW_S = 60.0
 
 MANAGER_RESTART_DELAY_S = 0.5
+
+FAILURE = re.compile(r"(ANBOX-C\d{3}): (.*?)(?: \(([^()]*(?:\([^()]*\)[^()]*)*)\))?$", re.S)
+"""A failure's text as a session tells it: code, cause, and the cure in brackets."""
+
+INIT_ENDED = "ANBOX-C014"
+INIT_ENDED_LIMIT = 3
+"""An init that ends by itself is started again; one that has done so this often before any boot never comes up."""
 
 CONTROL_TIMEOUT_S = 60.0
 """A session that has no control socket by then does not come up."""
@@ -74,9 +82,8 @@ class Wanted:
 @click.option(
     "--backend",
     type=click.Choice(["process", "lxc"]),
-    default="process",
-    show_default=True,
-    help="How the container is run. 'process' needs no root and no image.",
+    help="How the container is run. 'process' needs no root and no image; 'lxc' needs root."
+    "  [default: process; lxc with --image]",
 )
 @click.option(
     "--rootfs",
@@ -104,7 +111,7 @@ class Wanted:
 def up(
     instance: str,
     runtime_dir: str | None,
-    backend: str,
+    backend: str | None,
     rootfs: str | None,
     image: str | None,
     data_path: str | None,
@@ -117,6 +124,11 @@ def up(
     """Start a container and its session; Ctrl-C stops both and leaves nothing behind but the data."""
     if image and rootfs:
         raise ConfigError("--image and --rootfs exclude each other", "leave one out")
+    if image and not Path(image).exists():
+        raise AnboxError(f"the image {image} does not exist", "check --image", code="ANBOX-C002")
+    if rootfs and rootfs != "host" and not Path(rootfs).is_dir():
+        raise AnboxError(f"the rootfs {rootfs} is not a directory", "check --rootfs", code="ANBOX-C002")
+    backend = backend or ("lxc" if image else "process")
     if backend == "lxc" and os.geteuid() != 0 and manager is None:
         raise HostLacks(
             "the lxc backend needs root",
@@ -140,9 +152,7 @@ async def _detached(reactor: Any, where: Instance, data_path: str | None, second
     """Start ``anbox up`` as a process of its own and wait until the guest has booted."""
     from anbox_tw.cli.wait import wait_for
 
-    holder = where.holder()
-    if holder is not None:
-        where.take().release()  # raises AlreadyRunning with all its words
+    where.take().release()  # raises AlreadyRunning with all its words
     arguments = [argument for argument in sys.argv[1:] if argument not in ("-d", "--detach")]
     child = Child(
         reactor, "up", [sys.executable, "-m", "anbox_tw.cli", *arguments], where.log_dir(data_path) / "up.log"
@@ -177,6 +187,8 @@ class _Up:
         self._began = 0.0
         self._told_boot = False
         self._manager_served = False
+        self._starts = 0
+        self._last_event = ""
 
     def _child(self, name: str, command: str, options: list[str]) -> Child:
         return Child(
@@ -188,7 +200,7 @@ class _Up:
 
     async def main(self) -> int:
         """Run until a signal, ``anbox down``, or a failure that only the user can mend."""
-        lock = self._where.take()
+        lock = self._where.take(self._wanted.data_path)
         self._began = self._reactor.seconds()
         try:
             return await self._run()
@@ -270,11 +282,15 @@ class _Up:
             await pause(self._reactor, FOLLOW_AGAIN_S)
 
     def _event(self, event: pb.SessionEvent) -> None:
-        text = f"{event.kind} {event.name}".strip()
+        if event.kind == "phase" and event.name == "starting":
+            self._starts += 1
         detail = f": {event.detail}" if event.detail else ""
-        if event.kind == "bridge" and not self._verbose:
-            detail = ""
-        self._say(f"{text}{detail}")
+        text = f"{event.kind} {event.name}".strip() + detail
+        if text != self._last_event and (
+            self._verbose or event.kind in ("container", "phase", "level", "adb")
+        ):
+            self._say(text)
+        self._last_event = text
         self._look(event.info)
 
     def _look(self, info: pb.SessionInfo) -> None:

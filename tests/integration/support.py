@@ -120,6 +120,8 @@ class Sandbox:
     def up(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start ``anbox up`` in the background."""
         log = (self.directory / f"up{len(self._running)}.log").open("w")
+        if "--data-path" not in arguments:
+            arguments = (*arguments, "--data-path", self.data_path(*arguments))
         process = subprocess.Popen(
             [sys.executable, "-m", "anbox_tw.cli", "up", *arguments],
             env={**self.environment, **environment},
@@ -133,6 +135,11 @@ class Sandbox:
         log.close()
         self._running.append(process)
         return process
+
+    def data_path(self, *arguments: str) -> str:
+        """A data directory of the instance's own: root's usual place is not below the home directory."""
+        name = arguments[arguments.index("--instance") + 1] if "--instance" in arguments else "default"
+        return str(self.data / name)
 
     def up_output(self, number: int = 0) -> str:
         """What the numbered ``up`` has printed."""

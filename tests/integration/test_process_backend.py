@@ -12,6 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.support import Sandbox, eventually
+from tests.support import need_root
 
 
 class OneInstanceTests(SynchronousTestCase):
@@ -28,7 +29,7 @@ class OneInstanceTests(SynchronousTestCase):
         self.assertTrue(told["live"] and told["booted"])
         listed = json.loads(self.box.anbox("ps", "--json").stdout)
         self.assertEqual([(entry["instance"], entry["level"]) for entry in listed], [("default", "booted")])
-        said = self.box.anbox("shell", "--", "sh", "-c", "'echo hi; echo there >&2; exit 7'")
+        said = self.box.anbox("shell", "--", "sh", "-c", "echo hi; echo there >&2; exit 7")
         self.assertEqual((said.stdout, said.stderr, said.returncode), ("hi\n", "there\n", 7))
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(40), 0, self.box.up_output())
@@ -39,7 +40,7 @@ class OneInstanceTests(SynchronousTestCase):
             ("echo kept > /data/local/tmp/note", ""),
             ("cat /data/local/tmp/note", "kept\n"),
         ):
-            started = self.box.anbox("up", "--detach")
+            started = self.box.anbox("up", "--detach", "--data-path", self.box.data_path())
             self.assertEqual(started.returncode, 0, started.stdout + started.stderr)
             self.assertEqual(self.box.anbox("shell", "--", command).stdout, expected)
             stopped = self.box.anbox("down")
@@ -110,7 +111,7 @@ class TwoInstancesTests(SynchronousTestCase):
         self.assertFalse(set(first["sockets"].values()) & set(second["sockets"].values()))
         for option, name in (([], "one"), (["--instance", "second"], "two")):
             self.assertEqual(
-                box.anbox("shell", *option, "--", "echo", name, ">", "/data/local/tmp/me").returncode, 0
+                box.anbox("shell", *option, "--", f"echo {name} > /data/local/tmp/me").returncode, 0
             )
         for option, name in (([], "one\n"), (["--instance", "second"], "two\n")):
             self.assertEqual(box.anbox("shell", *option, "--", "cat", "/data/local/tmp/me").stdout, name)
@@ -233,6 +234,7 @@ class BadInputTests(SynchronousTestCase):
         self.refused(1, "image", "ANBOX-C002", arguments=("up", "--image", "no-such.img"))
 
     def test_an_image_that_is_none(self) -> None:
+        need_root()  # images are for the lxc backend
         path = self.box.directory / "android.img"
         path.write_bytes(os.urandom(8192))
         self.refused(1, "image", "ANBOX-C0", arguments=("up", "--image", str(path)))
