@@ -92,7 +92,9 @@ class Wanted:
     "  [default: host]",
 )
 @click.option("--image", metavar="FILE", help="An Android image (squashfs or ext4) instead of --rootfs.")
-@click.option("--data-path", metavar="DIR", help="Where the instance keeps its data.")
+@click.option(
+    "--data-path", metavar="DIR", envvar="ANBOX_DATA_PATH", help="Where the instance keeps its data."
+)
 @click.option(
     "--adb-server", metavar="HOST:PORT", help="The adb server to register with.  [default: as adb does]"
 )
