@@ -10,7 +10,19 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMANDS: dict[str, list[str]] = {}
+COMMANDS: dict[str, list[str]] = {
+    "anbox-container": [
+        "--socket",
+        "{dir}/container.socket",
+        "--backend",
+        "process",
+        "--data-path",
+        "{dir}/data",
+    ],
+    "anbox-session": ["--experimental", "--standalone"],
+    "anbox-adbd": ["--listen", "tcp:0:interface=127.0.0.1"],
+    "anbox-adb-server": ["--listen", "unix:{dir}/adb.socket", "--no-emulators"],
+}
 """Each twistd command with options under which it runs without root in the directory {dir}."""
 
 START_LIMIT_S = 30.0
