@@ -146,6 +146,10 @@ class Staging:
         try:
             for directory in reversed(missing):
                 make_directory(self.journal, directory, 0o711)
+            parent = os.path.dirname(self.path)
+            if parent == FALLBACK_BASE and parent not in missing:
+                # Shared by all instances: whoever leaves last takes it away, not only the one who made it.
+                self.journal.record("directory", path=parent)
             self.journal.record("directory", path=self.path, recursive=True)
             os.mkdir(self.path, 0o711)
             os.chmod(self.path, 0o711)  # noqa: S103  # an unprivileged container passes through it
