@@ -23,6 +23,10 @@ __all__ = ["ContainerRequest", "ContainerSupervisor", "ManagerConnection"]
 RETRY_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Waits between attempts to get a container; the last one repeats."""
 
+UNREACHED_RETRY_S = 2.0
+"""The longest wait for a manager that cannot be reached: asking costs next to nothing, and whoever starts one wants
+the container soon."""
+
 STEADY_S = 30.0
 """A container that ran for so long was a good one: the waits begin anew."""
 
@@ -111,6 +115,7 @@ class ContainerSupervisor(Service):
         self._state = state
         self._on_info = on_info
         self._task: Deferred[None] | None = None
+        self._reached = False
         self.failure = ""
 
     def startService(self) -> None:
@@ -142,13 +147,17 @@ class ContainerSupervisor(Service):
         attempt = 0
         while True:
             began = self._clock.seconds()
+            self._reached = False
             error = await self._attempt()
             if self._clock.seconds() - began >= STEADY_S:
                 attempt = 0
             delay = RETRY_S[min(attempt, len(RETRY_S) - 1)]
             attempt += 1
+            if not self._reached:
+                delay = min(delay, UNREACHED_RETRY_S)
+            if str(error) != self.failure:
+                self._log.warn("No container: {error}; trying again in {delay:g} s", error=error, delay=delay)
             self.failure = str(error)
-            self._log.warn("No container: {error}; trying again in {delay:g} s", error=error, delay=delay)
             self._on_info({})
             await deferLater(self._clock, delay)
             self._state.feed(Input.RETRY)
@@ -165,6 +174,7 @@ class ContainerSupervisor(Service):
         except Exception as error:
             return self._defect(error)
         try:
+            self._reached = True
             self._state.feed(Input.CONNECTED)
             return await self._hold(manager)
         except (CancelledError, ConnectingCancelledError):

@@ -17,6 +17,7 @@ from anbox_tw.session.container import (
     RETRY_S,
     STEADY_S,
     STOP_TIMEOUT_S,
+    UNREACHED_RETRY_S,
     ContainerRequest,
     ContainerSupervisor,
 )
@@ -76,7 +77,7 @@ class SupervisorTests(SynchronousTestCase):
     def test_a_manager_that_is_not_there_is_dialled_ever_less_often(self) -> None:
         for delay in (*RETRY_S, RETRY_S[-1]):
             self.managers.dialled[-1].errback(NotRunning("nobody answers"))
-            self.waits(delay, "nobody answers")
+            self.waits(min(delay, UNREACHED_RETRY_S), "nobody answers")
         self.run_container()
         self.stop()
 
@@ -85,6 +86,9 @@ class SupervisorTests(SynchronousTestCase):
         manager.starting[-1].errback(RemoteError("no image", "fetch one", code="ANBOX-C002"))
         self.assertTrue(manager.closed)
         self.waits(RETRY_S[0], "ANBOX-C002: no image (fetch one)")
+        for delay in (*RETRY_S[1:], RETRY_S[-1]):
+            self.managers.accept().starting[-1].errback(RemoteError("no image"))
+            self.waits(delay, "no image")
         self.run_container()
         self.assertEqual(self.supervisor.failure, "")
         self.stop()
