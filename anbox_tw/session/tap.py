@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
-import tomllib
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
-from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python import usage
 
 from anbox_tw.errors import AnboxError, ConfigError
 from anbox_tw.network import RuntimePaths
+from anbox_tw.network.systemd import notify
+from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.qemu.boot_properties import check_property
 from anbox_tw.session.manager import manager_connector
-from anbox_tw.session.notify import SystemdNotifier
 from anbox_tw.session.service import DEFAULT_PROPERTIES, SessionService, SessionSettings
 
 __all__ = ["Options", "makeService"]
@@ -42,11 +38,8 @@ SENSORS = (
 
 LATER = "accepted as in the original; nothing here draws or reads input yet, so it changes nothing"
 
-MAX_CONFIG_BYTES = 1 << 20
-"""A configuration has some twenty keys."""
 
-
-class Options(usage.Options):
+class Options(CommandOptions):
     """Command line, configuration file and environment of a session."""
 
     synopsis = "[options]"
@@ -87,7 +80,6 @@ class Options(usage.Options):
         ["rootfs", None, "", "What the container sees as /: 'host' or a directory. [default: the manager's]"],
         ["image", None, "", "An Android image (squashfs or ext4) instead of --rootfs."],
         ["data-path", None, "", "Where the instance keeps its data. [default: the manager's]"],
-        ["config", "c", "", "TOML file with any of these options by name; the command line wins over it."],
         [
             "disabled-sensors",
             None,
@@ -145,48 +137,10 @@ class Options(usage.Options):
         name, value = _pair(text)
         self.extra_properties.append(f"{name}={value}")
 
-    def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Parse the command line over what the configuration file says."""
-        given = list(sys.argv[1:] if options is None else options)
-        first = _OnlyConfig()
-        first.parseOptions(given)
-        if first["config"]:
-            self._read_config(first["config"])
-        super().parseOptions(given)
-
-    def _read_config(self, path: str) -> None:
-        try:
-            with open(path, "rb") as file:
-                text = file.read(MAX_CONFIG_BYTES + 1)
-            if len(text) > MAX_CONFIG_BYTES:
-                raise usage.UsageError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes")
-            values = tomllib.loads(text.decode())
-        except OSError as error:
-            raise usage.UsageError(f"--config {path}: {error.strerror}") from None
-        except ValueError as error:
-            raise usage.UsageError(f"--config {path}: {error}") from None
-        flags = {flag[0] for flag in self.optFlags}
-        for key, value in values.items():
-            name = key if key in self else key.replace("_", "-")
-            where = f"--config {path}: {key}"
-            if name in ("boot-property", "property") or name in ("boot-properties", "properties"):
-                if not isinstance(value, dict):
-                    raise usage.UsageError(f"{where} must be a table of names and values")
-                take = self.opt_boot_property if name.startswith("boot") else self.opt_property
-                for entry, text_value in value.items():
-                    take(f"{entry}={text_value}")
-            elif name not in self or name == "config":
-                raise usage.UsageError(f"{where} is no option; see --help")
-            elif name in flags:
-                if not isinstance(value, bool):
-                    raise usage.UsageError(f"{where} must be true or false")
-                self.opts[name] = int(value)
-            elif isinstance(value, list):
-                self.opts[name] = ",".join(map(str, value))
-            elif isinstance(value, bool) or not isinstance(value, (str, int)):
-                raise usage.UsageError(f"{where} must be a text")
-            else:
-                self.opts[name] = str(value)
+    def parseArgs(self, *args: str) -> None:
+        """No arguments."""
+        if args:
+            raise usage.UsageError(f"there are no arguments, but here is {args[0]!r}")
 
     def postOptions(self) -> None:
         """Check everything that can be checked before anything starts, and make ``settings``."""
@@ -265,24 +219,6 @@ class Options(usage.Options):
         return int(text)
 
 
-class _OnlyConfig(usage.Options):
-    """Finds --config on a command line that is parsed in earnest later."""
-
-    optParameters = Options.optParameters
-    optFlags = Options.optFlags
-
-    def opt_boot_property(self, text: str) -> None:
-        """Read later."""
-
-    opt_property = opt_boot_property
-
-    def opt_version(self) -> None:
-        """Read later."""
-
-    def opt_help(self) -> None:
-        """Read later."""
-
-
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -290,67 +226,33 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-class _Main(MultiService):
-    """The session as a program: says why it cannot start, tells systemd, ends the reactor when asked to.
+class _Main(CommandService):
+    """The session as a program: tells systemd how far it is, and ends when a caller asks for it."""
 
-    Args:
-        reactor: is stopped when a caller on the control socket wants the session to end.
-        session: what runs.
-        notifier: to systemd.
-    """
+    def __init__(self, options: Options, reactor: Any) -> None:
+        super().__init__("anbox-session", options, reactor)
+        self._options = options
+        self._twisted_reactor = reactor
 
-    def __init__(self, reactor: Any, notifier: SystemdNotifier) -> None:
-        super().__init__()
-        self._reactor = reactor
-        self._notifier = notifier
-
-    def startService(self) -> None:
-        try:
-            super().startService()
-        except AnboxError as error:
-            # twistd lets the error through to the interpreter, which would print a traceback.
-            self._notifier.notify(STATUS=str(error), STOPPING="1")
-            _log.error("The session does not start: {error}", error=error)
-            sys.excepthook = _say_shortly
-            raise
-        self._notifier.notify(READY="1", STATUS="serving")
-
-    def stopService(self) -> Deferred[Any]:
-        self._notifier.notify(STOPPING="1")
-        return maybeDeferred(super().stopService)
-
-    def level_changed(self, kind: str, name: str, detail: str) -> None:
-        """Tell systemd in words how far the session is."""
-        if kind in ("level", "phase"):
-            self._notifier.notify(STATUS=f"{kind} {name}: {detail}" if detail else f"{kind} {name}")
-
-    def stop(self, reason: str) -> None:
-        """End the program."""
-        self._reactor.stop()
+    def prepare(self) -> None:
+        reactor, settings = self._twisted_reactor, self._options.settings
+        connect = manager_connector(reactor, self._options["container-manager"], settings.paths)
+        session = SessionService(reactor, settings, connect, stop=lambda reason: reactor.stop())
+        session.observe(_tell_systemd)
+        session.setServiceParent(self)
 
 
-def _say_shortly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if isinstance(error, AnboxError):
-        print(f"anbox-session: {error}", file=sys.stderr)  # noqa: T201  # the last words of the program
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _tell_systemd(kind: str, name: str, detail: str) -> None:
+    if kind in ("level", "phase"):
+        notify(f"STATUS={kind} {name}{f': {detail}' if detail else ''}".replace("\n", " "))
 
 
-def makeService(options: Options) -> Service:
-    """Build the session.
+def makeService(options: Options) -> CommandService:
+    """The services of one session, for twistd.
 
-    Raises:
-        usage.UsageError: the options cannot be used together.
+    Nothing is touched before the start; what is wrong then is told on standard error, with its cure and
+    the exit code of its kind (`anbox_tw.errors.ExitCode`).
     """
     from twisted.internet import reactor
 
-    settings = options.settings
-    main = _Main(reactor, SystemdNotifier())
-    try:
-        connect = manager_connector(reactor, options["container-manager"], settings.paths)
-    except ConfigError as error:
-        raise usage.UsageError(str(error)) from None
-    session = SessionService(reactor, settings, connect, stop=main.stop)
-    session.observe(main.level_changed)
-    session.setServiceParent(main)
-    return main
+    return _Main(options, reactor)
