@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-import attrs
 from google.protobuf.message import DecodeError, Message
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
-    IPushProducer,
     IReactorTime,
 )
 from twisted.internet.protocol import Protocol, connectionDone
@@ -27,9 +26,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from anbox_tw.errors import AnboxError, PeerError
+from anbox_tw.rpc._direct import send_directly, send_queued
 from anbox_tw.rpc._framing import (
     INVOCATION,
-    MAX_PAYLOAD_BYTES,
     OVERSIZE,
     PROTOCOL_VERSION,
     RESPONSE,
@@ -42,6 +41,7 @@ from anbox_tw.rpc._framing import (
     invocation_prefix,
     salvage_id,
 )
+from anbox_tw.rpc._link import Call, Limits, Valve, carries_error
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Invocation, Result, Void
 from anbox_tw.rpc.dispatcher import Answer, Dispatcher
 from anbox_tw.rpc.errors import (
@@ -62,73 +62,12 @@ __all__ = ["Channel", "Limits"]
 _Response = TypeVar("_Response", bound=Message)
 
 
-@attrs.frozen
-class Limits:
-    """The caps of one link.
-
-    Attributes:
-        max_payload: bytes of one incoming message. A bigger invocation is answered with an error, a
-            bigger response fails its call; neither is stored.
-        max_calls: calls of ours without an answer; one more fails at once.
-        max_served: calls of the peer that are being worked on; one more is answered with an error.
-        max_unread: bytes of answers and events that the peer has not read; beyond it the link is cut.
-            Reading from the peer does not stop before: two ends that both wait for the other to read
-            would wait for ever.
-        frame_timeout: seconds in which a message that has begun must be complete.
-        close_timeout: seconds in which the peer must take what is queued when we close.
-    """
-
-    max_payload: int = MAX_PAYLOAD_BYTES
-    max_calls: int = 4096
-    max_served: int = 256
-    max_unread: int = 4 * MAX_PAYLOAD_BYTES
-    frame_timeout: float = 30.0
-    close_timeout: float = 5.0
-
-
 MAX_ABANDONED_IDS = 1024
 """How many ids of calls that timed out or were cancelled are remembered, to tell their late answers
 from answers to nothing. A peer that is later than this is only logged wrongly."""
 
 MAX_PREFIXES = 256
 """Method names whose encoded form is kept."""
-
-
-class _Call:
-    """A call of ours that has no answer yet."""
-
-    __slots__ = ("deadline", "deferred", "method", "response_type", "timeout")
-
-    def __init__(self, method: str, response_type: type[Any], timeout: float | None, deadline: float) -> None:
-        self.method = method
-        self.response_type = response_type
-        self.timeout = timeout
-        self.deadline = deadline
-        self.deferred: Deferred[Any]
-
-
-@implementer(IPushProducer)
-class _Valve:
-    """Knows whether the transport's buffer is full, which is when unread bytes are counted."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self.paused = False
-
-    def pauseProducing(self) -> None:
-        self.paused = True
-
-    def resumeProducing(self) -> None:
-        self.paused = False
-        self._channel._unread = 0
-
-    def stopProducing(self) -> None:
-        self.paused = True
-
-
-def _carries_error(response_type: type[Any]) -> bool:
-    fields = response_type.DESCRIPTOR.fields_by_number
-    return 127 in fields and 128 in fields and fields[127].name == "error"
 
 
 @implementer(IHalfCloseableProtocol)
@@ -176,7 +115,7 @@ class Channel(Protocol):
         # What goes out with one write when the frames at hand are handled; None: write at once.
         self._out: list[bytes] | None = None
         self._next_id = 0
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._abandoned: dict[int, None] = {}
         self._error_types: dict[type[Any], bool] = {Void: True}
         self._prefixes: dict[str, bytes] = {}
@@ -187,12 +126,12 @@ class Channel(Protocol):
         self._timer: IDelayedCall | None = None
         self._frame_timer: IDelayedCall | None = None
         self._close_timer: IDelayedCall | None = None
-        self._valve = _Valve(self)
-        self._unread = 0
+        self._valve = Valve()
         self._why = ""
         self._waiting_for_close: list[Deferred[ChannelClosed]] = []
         self._complaints = 0
         self._peer_left = False
+        self._send_now: Callable[[Any, bytes], None] = send_queued
 
     def __repr__(self) -> str:
         return f"<Channel {self.name or 'unnamed'}{' closed' if self.closed else ''}>"
@@ -254,10 +193,10 @@ class Channel(Protocol):
             return _failed(Failure())
         self._next_id = (call_id + 1) & 0xFFFFFFFF
         if timeout is None:
-            call = _Call(method, response_type, None, 0.0)
+            call = Call(method, response_type, None, 0.0)
         else:
             deadline = self._clock.seconds() + timeout
-            call = _Call(method, response_type, timeout, deadline)
+            call = Call(method, response_type, timeout, deadline)
             timer = self._timer
             if timer is None:
                 self._timer = self._clock.callLater(timeout, self._expire)
@@ -338,6 +277,8 @@ class Channel(Protocol):
         peer.name = self.name
         peer.connected = True
         transport.registerProducer(self._valve, True)
+        if isinstance(transport, FileDescriptor):
+            self._send_now = send_directly
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes of the peer, cut at any place."""
@@ -521,14 +462,14 @@ class Channel(Protocol):
         except Exception:
             self._log.failure("the event callback of {channel} failed", channel=self)
 
-    def _complete(self, call: _Call, response: bytes) -> None:
+    def _complete(self, call: Call, response: bytes) -> None:
         response_type = call.response_type
-        carries_error = self._error_types.get(response_type)
-        if carries_error is None:
-            carries_error = self._error_types[response_type] = _carries_error(response_type)
+        by_itself = self._error_types.get(response_type)
+        if by_itself is None:
+            by_itself = self._error_types[response_type] = carries_error(response_type)
         try:
             answer = response_type.FromString(response)
-            failed = answer if carries_error else Void.FromString(response)
+            failed = answer if by_itself else Void.FromString(response)
             if response and (failed.HasField("error") or failed.HasField("structured_error")):
                 call.deferred.errback(from_wire(failed))
                 return
@@ -598,11 +539,11 @@ class Channel(Protocol):
     def _flush(self) -> None:
         out, self._out = self._out, None
         if out and self.transport is not None:
-            self.transport.write(b"".join(out) if len(out) > 1 else out[0])
+            self._send_now(self.transport, b"".join(out) if len(out) > 1 else out[0])
 
     def _count_unread(self, size: int) -> None:
-        self._unread += size
-        if self._unread > self.limits.max_unread:
+        self._valve.unread += size
+        if self._valve.unread > self.limits.max_unread:
             self._log.warn("{channel} does not read what it is sent; cut", channel=self)
             self.abort(f"the peer left more than {self.limits.max_unread} bytes unread")
 
@@ -611,7 +552,7 @@ class Channel(Protocol):
     def _expire(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        late: list[tuple[int, _Call]] = []
+        late: list[tuple[int, Call]] = []
         next_deadline: float | None = None
         for call_id, call in self._calls.items():
             if call.timeout is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from anbox_tw.rpc import Channel, ChannelClosed, Dispatcher, Peer, RemoteError, RpcFactory, connect
-from anbox_tw.rpc._framing import FrameReader
+from anbox_tw.rpc._framing import FrameReader, encode_invocation, invocation_prefix
 from anbox_tw.rpc._pb.anbox_bridge_pb2 import ClipboardData
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Invocation, Result, Void
 
@@ -84,6 +85,32 @@ class SocketTests(TestCase):
         calls += [self.peers[0].call("echo", ClipboardData(text=text), ClipboardData) for text in texts]
         answers = await gatherResults(calls)
         self.assertEqual([answer.text for answer in answers], texts + texts)
+
+    async def test_answers_the_kernel_does_not_take_at_once_keep_their_order(self) -> None:
+        await self.listen(f"unix:{self.path}")
+
+        def talk() -> list[int]:
+            with plain_client(self.path) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                frames = b""
+                for call_id in range(300):
+                    body = ClipboardData(text="y" * (call_id * 37 % 9000)).SerializeToString()
+                    frames += encode_invocation(call_id, invocation_prefix("echo"), body)
+                sender = threading.Thread(target=client.sendall, args=(frames,))
+                sender.start()
+                reader = FrameReader()
+                ids: list[int] = []
+                while len(ids) < 300:
+                    for _, payload in reader.receive_data(client.recv(3000)):
+                        result = Result.FromString(payload)
+                        self.assertEqual(
+                            len(ClipboardData.FromString(result.response).text), result.id * 37 % 9000
+                        )
+                        ids.append(result.id)
+                sender.join()
+                return ids
+
+        self.assertEqual(await deferToThread(talk), list(range(300)))
 
     async def test_unknown_method_of_a_real_peer(self) -> None:
         await self.listen(f"unix:{self.path}")
