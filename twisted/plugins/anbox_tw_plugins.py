@@ -40,4 +40,10 @@ anbox_adbd = ServiceMaker(
     "anbox_tw.adb.tap",
     "An adbd: makes this machine, container or directory a device for adb.",
     "anbox-adbd",
+
+anbox_installd = ServiceMaker(
+    "anbox-installd",
+    "anbox_tw.android.installd_tap",
+    "installd: makes, measures and deletes the data of Android applications below a directory.",
+    "anbox-installd",
 )
