@@ -40,6 +40,7 @@ anbox_adbd = ServiceMaker(
     "anbox_tw.adb.tap",
     "An adbd: makes this machine, container or directory a device for adb.",
     "anbox-adbd",
+)
 
 anbox_installd = ServiceMaker(
     "anbox-installd",
