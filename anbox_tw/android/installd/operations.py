@@ -525,8 +525,8 @@ class Operations:
             place = self._current_profile(user, pkgname) / "primary.prof"
             with contextlib.suppress(OSError):
                 if self.tree.lstat(place).st_size:
-                    found.append(str(place))
-        return found, str(self._reference_profile(pkgname) / "primary.prof")
+                    found.append(place.path)
+        return found, (self._reference_profile(pkgname) / "primary.prof").path
 
     # -- code -------------------------------------------------------------------------------------------
 

@@ -251,11 +251,11 @@ class InstalldService(Service):
             arguments = parse_arguments(spec, words)
             reply = await self._run(name, arguments)
         except (BadArgument, OutsideRoot) as error:
-            self.log.warn("{name}: {reason}", name=name, reason=error)
+            self.log.warn("{name}: {reason!r}", name=name, reason=error)
             # get_app_data_inode and get_app_size always send their text
             reply = {"get_app_data_inode": (-1, "0")}.get(name, -1) if len(words) == len(spec) else -1
         except OSError as error:
-            self.log.error("{name}: {reason}", name=name, reason=error)
+            self.log.error("{name}: {reason}", name=name, reason=error.strerror)
             reply = -1
         if isinstance(reply, tuple):
             return format_reply(*reply)

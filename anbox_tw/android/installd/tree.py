@@ -64,8 +64,19 @@ class Place:
         """The last part."""
         return self.parts[-1]
 
-    def __str__(self) -> str:
+    @property
+    def path(self) -> str:
+        """The host's path, for programs that can be trusted with one."""
         return "/".join((self.root, *self.parts))
+
+    def __str__(self) -> str:
+        # for logs: bytes that are no UTF-8 come as escapes
+        return self.path.encode("utf-8", "backslashreplace").decode()
+
+
+def _why(error: Exception) -> str:
+    """An error's reason without the names in it, which need not be text."""
+    return (error.strerror or repr(error)) if isinstance(error, OSError) else repr(error)
 
 
 class Tree:
@@ -198,7 +209,7 @@ class Tree:
                 finally:
                     os.close(descriptor)
         except (OSError, OutsideRoot) as error:
-            self.log.error("failed to prepare {place}: {reason}", place=str(place), reason=error)
+            self.log.error("failed to prepare {place}: {reason}", place=str(place), reason=_why(error))
             return -1
         return 0
 
@@ -269,7 +280,7 @@ class Tree:
             except FileNotFoundError:
                 continue  # somebody else was faster
             except OSError as error:
-                self.log.error("couldn't delete {name}: {reason}", name=name, reason=error.strerror)
+                self.log.error("couldn't delete {name!r}: {reason}", name=name, reason=error.strerror)
                 result = -1
         return result
 
@@ -339,7 +350,7 @@ class Tree:
             with self._parent(place) as (parent, name):
                 os.symlink(text, name, dir_fd=parent)
         except (OSError, ValueError) as error:
-            self.log.error("couldn't symlink {place}: {reason}", place=str(place), reason=error)
+            self.log.error("couldn't symlink {place}: {reason}", place=str(place), reason=_why(error))
             return -(error.errno or 1) if isinstance(error, OSError) else -1
         return 0
 
@@ -357,7 +368,7 @@ class Tree:
                 "failed copying {source} to {target}: {reason}",
                 source=str(source),
                 target=str(target),
-                reason=error,
+                reason=_why(error),
             )
             return -1
         return 0
@@ -391,7 +402,7 @@ class Tree:
             elif stat.S_ISREG(found.st_mode):
                 self._copy_file(source, target, name)
             else:
-                self.log.warn("{name} is neither file, directory nor symlink: not copied", name=name)
+                self.log.warn("{name!r} is neither file, directory nor symlink: not copied", name=name)
         self._copy_attributes(source, target)
 
     def _copy_file(self, source: int, target: int, name: str) -> None:
