@@ -60,7 +60,8 @@ class Manager:
                 callback({"state": event["state"], "phase": event["phase"], **failure})
 
         def known(containers: list[dict[str, Any]]) -> dict[str, Any]:
-            return next((_plain(one) for one in containers if one.get("instance") == instance), {})
+            absent = {"state": "absent"}
+            return next((_plain(one) for one in containers if one.get("instance") == instance), absent)
 
         return self._client.watch(news, instance).addCallback(known)
 

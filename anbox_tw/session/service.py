@@ -111,6 +111,7 @@ class SessionService(Service):
         self.clipboard = clipboard or Clipboard()
         self.started_at = 0.0
         self.container_info: dict[str, Any] = {}
+        self._container_told = ("absent", "")
         self.state = SessionState(self._state_changed)
         self._levels = Levels()
         self._observers: list[Callable[[str, str, str], object]] = []
@@ -276,7 +277,10 @@ class SessionService(Service):
             # The container is gone, and with it what its guest reported.
             self.container_info.clear()
             self.bridge.reset()
-        self._tell("container", info.get("state", "gone"), info.get("phase", "") or info.get("failure", ""))
+        told = (info.get("state", "gone"), info.get("phase", "") or info.get("failure", ""))
+        if told != self._container_told:
+            self._container_told = told
+            self._tell("container", *told)
 
     def _tell(self, kind: str, name: str, detail: str) -> None:
         self.control.tell(kind, name, detail)
