@@ -435,6 +435,25 @@ class FrameworkListener:
             done.addBoth(finished)
         return done
 
+    def hold(self, *lock_names: str) -> Callable[[], None]:
+        """Keep the commands of some locks waiting.
+
+        Args:
+            lock_names: locks that nobody holds.
+
+        Returns:
+            What lets them go on.
+        """
+        locks = [self._locks.setdefault(name, FairLock(self._clock)) for name in lock_names]
+        for lock in locks:
+            lock.acquire()
+
+        def let_go() -> None:
+            for lock in locks:
+                lock.release()
+
+        return let_go
+
     def cancel_work(self) -> None:
         """Cancel the commands that still run; their clients are told."""
         for work in list(self._work):

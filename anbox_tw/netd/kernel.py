@@ -1,0 +1,651 @@
+"""What netd does to the kernel: links, addresses, routes, rules, sysctls; and how it is all undone.
+
+Before something is changed for the first time, what it was is noted; `Kernel.undo_all` brings that back. With
+``dry_run`` nothing is changed and each step is told instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from attrs import define, field, frozen
+from twisted.logger import Logger
+
+from anbox_tw.errors import AnboxError
+from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.namespace import NetworkNamespace
+from anbox_tw.netd.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RouteClient
+
+__all__ = ["Address", "Kernel", "Link", "Rule", "is_interface_name"]
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+IFF_UP: Final = 0x1
+IFF_BROADCAST: Final = 0x2
+IFF_LOOPBACK: Final = 0x8
+IFF_POINTOPOINT: Final = 0x10
+IFF_RUNNING: Final = 0x40
+IFF_MULTICAST: Final = 0x1000
+IFA_F_PERMANENT: Final = 0x80
+FR_ACT_TO_TBL: Final = 1
+FR_ACT_UNREACHABLE: Final = 7
+FR_ACT_PROHIBIT: Final = 8
+RTN_UNICAST, RTN_UNREACHABLE, RTN_THROW = 1, 7, 9
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTPROT_KERNEL: Final = 2
+# The mark of our routes and rules, by which a later start finds what a killed daemon has left (rtm_protocol and
+# FRA_PROTOCOL; nobody else's in iproute2's rt_protos).
+PROTOCOL: Final = 0x6E
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+
+# NetdConstants.cpp: isIfaceName; the kernel takes 15 bytes
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.-]{0,14}")
+_FORWARD4: Final = "/proc/sys/net/ipv4/ip_forward"
+_FORWARD6: Final = "/proc/sys/net/ipv6/conf/all/forwarding"
+
+
+def is_interface_name(name: str) -> bool:
+    """Whether a text can be the name of an interface (and cannot be a path)."""
+    # a dot is legal for VLANs; the original refuses it, and its interface list leaves such names out
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+@frozen
+class Link:
+    """An interface as the kernel describes it."""
+
+    index: int
+    name: str
+    flags: int
+    mtu: int
+    mac: str
+    kind: str = ""
+    master: int = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether it is administratively up."""
+        return bool(self.flags & IFF_UP)
+
+
+@frozen
+class Address:
+    """An address of an interface."""
+
+    index: int
+    family: int
+    local: str
+    prefix: int
+    peer: str
+    flags: int
+    scope: int
+    broadcast: str | None = None
+    label: str | None = None
+
+
+@frozen
+class Rule:
+    """A policy rule."""
+
+    priority: int
+    table: int = 0
+    mark: int = 0
+    mask: int = 0
+    iif: str | None = None
+    oif: str | None = None
+    uids: tuple[int, int] | None = None
+    action: int = FR_ACT_TO_TBL
+
+    def describe(self) -> str:
+        """As ``ip rule`` would take it."""
+        words = [f"pref {self.priority}"]
+        if self.mask:
+            words.append(f"fwmark {self.mark:#x}/{self.mask:#x}")
+        if self.iif:
+            words.append(f"iif {self.iif}")
+        if self.oif:
+            words.append(f"oif {self.oif}")
+        if self.uids is not None:
+            words.append(f"uidrange {self.uids[0]}-{self.uids[1]}")
+        words.append({7: "unreachable", 8: "prohibit"}.get(self.action, f"lookup {self.table}"))
+        return " ".join(words)
+
+
+@define
+class _Before:
+    """An interface before we touched it."""
+
+    link: Link
+    addresses: list[Address]
+    routes: list[Any]
+    added: set[tuple[str, int]] = field(factory=set)
+
+
+class Kernel:
+    """The hands of the daemon.
+
+    Attributes:
+        namespace: whose kernel state it is.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        routes: RouteClient,
+        namespace: NetworkNamespace,
+        *,
+        dry_run: Callable[[str], object] | None = None,
+    ) -> None:
+        self._routes = routes
+        self.namespace = namespace
+        self._dry_run = dry_run
+        self._before: dict[int, _Before] = {}
+        self._sysctls: dict[str, str] = {}
+        self._rules: list[tuple[int, Rule]] = []
+        self._own_routes: dict[tuple[Any, ...], Any] = {}
+        self._own_links: list[str] = []
+
+    def _would(self, text: str) -> bool:
+        if self._dry_run is None:
+            return False
+        self._dry_run(text)
+        return True
+
+    # -- links
+
+    async def links(self) -> list[Link]:
+        """All interfaces."""
+        found = await self._routes.dump(
+            RTM_GETLINK, self._routes.build("link", {"family": 0}), "listing links"
+        )
+        return [_link(each) for each in found]
+
+    async def link(self, name: str) -> Link:
+        """One interface.
+
+        Raises:
+            KernelRefused: there is none (ENODEV).
+        """
+        if not is_interface_name(name):
+            raise KernelRefused(errno.ENODEV, f"interface {name!r}")
+        message = self._routes.build("link", {"family": 0}, [("IFLA_IFNAME", name)])
+        return _link(await self._routes.get(RTM_GETLINK, message, f"interface {name}"))
+
+    async def _touch(self, link: Link) -> _Before:
+        before = self._before.get(link.index)
+        if before is None:
+            before = _Before(link, await self.addresses(link.index), await self._routes_through(link.index))
+            self._before.setdefault(link.index, before)
+            before = self._before[link.index]
+        return before
+
+    async def set_up(self, name: str, up: bool) -> None:
+        """Bring an interface up or down."""
+        link = await self.link(name)
+        if self._would(f"ip link set {name} {'up' if up else 'down'}"):
+            return
+        await self._touch(link)
+        await self._set_link(
+            link.index, {"flags": IFF_UP if up else 0, "change": IFF_UP}, [], f"{name} up or down"
+        )
+
+    async def set_mtu(self, name: str, mtu: int) -> None:
+        """Set an interface's MTU, in bytes."""
+        link = await self.link(name)
+        if self._would(f"ip link set {name} mtu {mtu}"):
+            return
+        await self._touch(link)
+        await self._set_link(link.index, {}, [("IFLA_MTU", mtu)], f"MTU of {name}")
+
+    async def _set_link(
+        self, index: int, fields: dict[str, Any], attributes: Sequence[tuple[str, Any]], what: str
+    ) -> None:
+        message = self._routes.build("link", {"family": 0, "index": index, **fields}, attributes)
+        await self._routes.change(RTM_NEWLINK, message, what)
+
+    async def add_bridge(self, name: str) -> bool:
+        """Make a bridge; it is taken away at the end.
+
+        Returns:
+            Whether it was made; False when a bridge of that name was there.
+
+        Raises:
+            KernelRefused: something else has the name (EEXIST), or the kernel refuses.
+        """
+        if not is_interface_name(name):
+            raise KernelRefused(errno.EINVAL, f"bridge {name!r}")
+        try:
+            link = await self.link(name)
+        except KernelRefused as error:
+            if error.errno != errno.ENODEV:
+                raise
+        else:
+            if link.kind != "bridge":
+                raise KernelRefused(errno.EEXIST, f"bridge {name}", "an interface of that name is no bridge")
+            return False
+        if self._would(f"ip link add {name} type bridge"):
+            return True
+        message = self._routes.build(
+            "link",
+            {"family": 0},
+            [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})],
+        )
+        self._own_links.append(name)
+        await self._routes.change(RTM_NEWLINK, message, f"bridge {name}", NLM_F_CREATE | NLM_F_EXCL)
+        return True
+
+    async def delete_link(self, name: str) -> None:
+        """Take an interface away; one that is gone is all right."""
+        if self._would(f"ip link del {name}"):
+            return
+        try:
+            link = await self.link(name)
+            await self._routes.change(
+                RTM_DELLINK,
+                self._routes.build("link", {"family": 0, "index": link.index}),
+                f"deleting {name}",
+            )
+        except KernelRefused as error:
+            if error.errno != errno.ENODEV:
+                raise
+        if name in self._own_links:
+            self._own_links.remove(name)
+
+    # -- addresses
+
+    async def addresses(self, index: int) -> list[Address]:
+        """The addresses of an interface."""
+        message = self._routes.build("address", {"family": 0})
+        found = await self._routes.dump(RTM_GETADDR, message, "listing addresses")
+        return [_address(each) for each in found if each["index"] == index]
+
+    def _address_message(self, address: Address) -> Any:
+        attributes = [("IFA_LOCAL", address.local), ("IFA_ADDRESS", address.peer)]
+        if address.family == socket.AF_INET:
+            if address.broadcast:
+                attributes.append(("IFA_BROADCAST", address.broadcast))
+            if address.label:
+                attributes.append(("IFA_LABEL", address.label))
+        fields = {
+            "family": address.family,
+            "prefixlen": address.prefix,
+            "index": address.index,
+            "scope": address.scope,
+            "flags": address.flags & 0xFF & ~IFA_F_PERMANENT,
+        }
+        return self._routes.build("address", fields, attributes)
+
+    async def add_address(self, name: str, address: str, prefix: int) -> None:
+        """Give an interface an address.
+
+        Raises:
+            KernelRefused: it is no address (EINVAL), the interface has it (EEXIST) or is not there (ENODEV).
+        """
+        link = await self.link(name)
+        try:
+            network = ipaddress.ip_interface(f"{address}/{prefix}")
+        except ValueError as error:
+            raise KernelRefused(errno.EINVAL, f"address {address}/{prefix}") from error
+        if self._would(f"ip addr add {network} dev {name}"):
+            return
+        before = await self._touch(link)
+        v4 = network.version == 4
+        wide = v4 and prefix < 31
+        wanted = Address(
+            link.index,
+            socket.AF_INET if v4 else socket.AF_INET6,
+            str(network.ip),
+            prefix,
+            str(network.ip),
+            0,
+            RT_SCOPE_UNIVERSE,
+            str(network.network.broadcast_address) if wide else None,
+        )
+        await self._routes.change(
+            RTM_NEWADDR,
+            self._address_message(wanted),
+            f"address {network} of {name}",
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        before.added.add((wanted.local, prefix))
+
+    async def delete_address(self, name: str, address: Address) -> None:
+        """Take an address away; one that is gone is all right."""
+        if self._would(f"ip addr del {address.local}/{address.prefix} dev {name}"):
+            return
+        await self._touch(await self.link(name))
+        await self._drop_address(address)
+
+    async def _drop_address(self, address: Address) -> None:
+        try:
+            await self._routes.change(RTM_DELADDR, self._address_message(address), f"address {address.local}")
+        except KernelRefused as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+
+    # -- routes and rules
+
+    async def _routes_through(self, index: int) -> list[Any]:
+        found = []
+        for family in FAMILIES:
+            message = self._routes.build("route", {"family": family})
+            for each in await self._routes.dump(RTM_GETROUTE, message, "listing routes"):
+                ours = each["proto"] == PROTOCOL
+                if each.get_attr("RTA_OIF") == index and each["proto"] != RTPROT_KERNEL and not ours:
+                    found.append(each)
+        return found
+
+    async def change_route(
+        self, table: int, interface: str | None, destination: str, nexthop: str | None, *, add: bool
+    ) -> None:
+        """Add or remove a route.
+
+        Args:
+            table: routing table.
+            interface: where it leads; None for none.
+            destination: an address and a prefix length.
+            nexthop: a gateway, ``unreachable``, ``throw``, or None.
+            add: whether to add or remove it.
+
+        Raises:
+            KernelRefused: with the errno of ``RouteController::modifyIpRoute``.
+        """
+        try:
+            network = ipaddress.ip_network(destination, strict=False)
+        except ValueError as error:
+            raise KernelRefused(errno.EINVAL, f"route to {destination!r}") from error
+        if "/" not in destination:
+            raise KernelRefused(errno.EINVAL, f"route to {destination!r}", "a prefix length is needed")
+        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        kind = {"unreachable": RTN_UNREACHABLE, "throw": RTN_THROW}.get(nexthop or "", RTN_UNICAST)
+        attributes: list[tuple[str, Any]] = [("RTA_TABLE", table)]
+        if network.prefixlen:
+            attributes.append(("RTA_DST", str(network.network_address)))
+        gateway = None
+        if kind == RTN_UNICAST:
+            if interface is not None:
+                attributes.append(("RTA_OIF", (await self.link(interface)).index))
+            if nexthop is not None:
+                try:
+                    gateway = ipaddress.ip_address(nexthop)
+                except ValueError as error:
+                    raise KernelRefused(errno.EINVAL, f"gateway {nexthop!r}") from error
+                if gateway.version != network.version:
+                    raise KernelRefused(errno.EINVAL, f"gateway {nexthop!r} of another family")
+                attributes.append(("RTA_GATEWAY", str(gateway)))
+        fields = {
+            "family": family,
+            "dst_len": network.prefixlen,
+            "table": table if table < 256 else 0,
+            "proto": PROTOCOL,
+            "type": kind,
+            "scope": RT_SCOPE_UNIVERSE if gateway or kind != RTN_UNICAST else RT_SCOPE_LINK,
+        }
+        words = f"{'add' if add else 'del'} {destination} table {table}"
+        if self._would(
+            f"ip route {words}"
+            + (f" via {nexthop}" if nexthop else "")
+            + (f" dev {interface}" if interface else "")
+        ):
+            return
+        message = self._routes.build("route", fields, attributes)
+        key = (table, str(network), interface, nexthop)
+        if add:
+            await self._routes.change(RTM_NEWROUTE, message, f"route {words}", NLM_F_CREATE | NLM_F_EXCL)
+            self._own_routes[key] = (fields, attributes)
+        else:
+            try:
+                await self._routes.change(RTM_DELROUTE, message, f"route {words}")
+            finally:
+                self._own_routes.pop(key, None)
+
+    async def flush_table(self, table: int) -> None:
+        """Remove every route of ours from a table."""
+        if self._would(f"ip route flush table {table}"):
+            return
+        for key, (fields, attributes) in list(self._own_routes.items()):
+            if key[0] == table:
+                await self._quietly(RTM_DELROUTE, "route", fields, attributes)
+                self._own_routes.pop(key, None)
+
+    async def _quietly(
+        self, kind: int, name: str, fields: dict[str, Any], attributes: Any, flags: int = 0
+    ) -> bool:
+        message = self._routes.build(name, fields, attributes)
+        try:
+            await self._routes.change(kind, message, f"undoing a {name}", flags)
+        except AnboxError as error:
+            self._log.debug("{error}", error=error)
+            return False
+        return True
+
+    def _rule_message(self, family: int, rule: Rule) -> Any:
+        attributes: list[tuple[str, Any]] = [("FRA_PRIORITY", rule.priority), ("FRA_PROTOCOL", PROTOCOL)]
+        if rule.action == FR_ACT_TO_TBL:
+            attributes.append(("FRA_TABLE", rule.table))
+        if rule.mask:
+            attributes += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask)]
+        if rule.iif:
+            attributes.append(("FRA_IIFNAME", rule.iif))
+        if rule.oif:
+            attributes.append(("FRA_OIFNAME", rule.oif))
+        if rule.uids is not None:
+            attributes.append(("FRA_UID_RANGE", f"{rule.uids[0]}:{rule.uids[1]}"))
+        fields = {
+            "family": family,
+            "action": rule.action,
+            "table": rule.table if rule.table < 256 and rule.action == FR_ACT_TO_TBL else 0,
+        }
+        return self._routes.build("rule", fields, attributes)
+
+    async def change_rule(self, rule: Rule, *, add: bool) -> None:
+        """Add or remove a policy rule, for IPv4 and IPv6.
+
+        Raises:
+            KernelRefused: the kernel refuses; a rule that went in for one family only is taken out again.
+        """
+        if self._would(f"ip rule {'add' if add else 'del'} {rule.describe()}"):
+            return
+        for family in FAMILIES:
+            message = self._rule_message(family, rule)
+            what = f"rule {rule.describe()}"
+            if add:
+                try:
+                    await self._routes.change(RTM_NEWRULE, message, what, NLM_F_CREATE)
+                except KernelRefused as error:
+                    if error.errno == errno.EAFNOSUPPORT and family == socket.AF_INET6:
+                        continue
+                    if (socket.AF_INET, rule) in self._rules and family == socket.AF_INET6:
+                        await self.change_rule(rule, add=False)
+                    raise
+                self._rules.append((family, rule))
+            elif (family, rule) in self._rules:
+                self._rules.remove((family, rule))
+                await self._routes.change(RTM_DELRULE, message, what)
+            elif family == socket.AF_INET:
+                raise KernelRefused(errno.ENOENT, what)
+
+    # -- sysctls
+
+    def write_sysctl(self, path: str, value: str) -> None:
+        """Write a file below /proc/sys/net.
+
+        Raises:
+            OSError: it is not there, or not writable.
+        """
+        if self._would(f"echo {value} > {path}"):
+            return
+        self._note_sysctl(path)
+        if path in (_FORWARD4, _FORWARD6):
+            # writing it writes every interface's, so these are noted, too
+            version = "ipv4" if path == _FORWARD4 else "ipv6"
+            with self.namespace.entered():
+                names = os.listdir(f"/proc/sys/net/{version}/conf")
+            for name in names:
+                self._note_sysctl(f"/proc/sys/net/{version}/conf/{name}/forwarding")
+        self.namespace.write_file(path, value)
+
+    def _note_sysctl(self, path: str) -> None:
+        if path not in self._sysctls:
+            self._sysctls[path] = self.namespace.read_file(path).strip()
+
+    def sysctl_before(self, path: str) -> str | None:
+        """What a sysctl was before we changed it; None when we did not."""
+        return self._sysctls.get(path)
+
+    async def note_interface(self, name: str) -> None:
+        """Note an interface's state, because something else of us is about to change it."""
+        if self._dry_run is None:
+            await self._touch(await self.link(name))
+
+    # -- undoing
+
+    async def undo_all(self) -> None:
+        """Bring everything back to what it was; what cannot be is logged."""
+        if self._dry_run is not None:
+            return
+        for family, rule in reversed(self._rules):
+            try:
+                await self._routes.change(
+                    RTM_DELRULE, self._rule_message(family, rule), f"rule {rule.describe()}"
+                )
+            except AnboxError as error:
+                self._log.warn("{error}", error=error)
+        self._rules.clear()
+        for fields, attributes in reversed(list(self._own_routes.values())):
+            await self._quietly(RTM_DELROUTE, "route", fields, attributes)
+        self._own_routes.clear()
+        for name in reversed(list(self._own_links)):
+            try:
+                await self.delete_link(name)
+            except AnboxError as error:
+                self._log.warn("{error}", error=error)
+        for path, value in sorted(self._sysctls.items(), key=lambda item: len(item[0])):
+            try:
+                if self.namespace.read_file(path).strip() != value:
+                    self.namespace.write_file(path, value)
+            except OSError as error:
+                self._log.debug("{path}: {error}", path=path, error=error.strerror)
+        self._sysctls.clear()
+        present = {link.index: link for link in await self.links()}
+        for index, before in self._before.items():
+            if index in present:
+                try:
+                    await self._restore(before, present[index])
+                except AnboxError as error:
+                    self._log.warn("{name}: {error}", name=before.link.name, error=error)
+        self._before.clear()
+
+    async def _restore(self, before: _Before, now: Link) -> None:
+        if now.mtu != before.link.mtu:
+            await self._set_link(now.index, {}, [("IFLA_MTU", before.link.mtu)], f"MTU of {now.name}")
+        if now.up != before.link.up:
+            flags = IFF_UP if before.link.up else 0
+            await self._set_link(now.index, {"flags": flags, "change": IFF_UP}, [], f"{now.name} as it was")
+        had = {(a.local, a.prefix) for a in before.addresses}
+        have = await self.addresses(now.index)
+        for address in have:
+            key = (address.local, address.prefix)
+            if key in before.added and key not in had:
+                await self._drop_address(address)
+        present = {(a.local, a.prefix) for a in have}
+        for address in before.addresses:
+            if address.flags & IFA_F_PERMANENT and (address.local, address.prefix) not in present:
+                try:
+                    await self._routes.change(
+                        RTM_NEWADDR,
+                        self._address_message(address),
+                        f"address {address.local}",
+                        NLM_F_CREATE | NLM_F_REPLACE,
+                    )
+                except KernelRefused as error:
+                    self._log.warn("{error}", error=error)
+        if not before.link.up:
+            return
+        for route in before.routes:
+            attributes = [
+                (key, value)
+                for key, value in route["attrs"]
+                if key in ("RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_TABLE", "RTA_PRIORITY", "RTA_PREFSRC")
+            ]
+            fields = {key: route[key] for key in ("family", "dst_len", "table", "proto", "type", "scope")}
+            if (
+                fields["scope"] == RT_SCOPE_UNIVERSE
+                and not route.get_attr("RTA_GATEWAY")
+                and fields["family"] == socket.AF_INET
+            ):
+                fields["scope"] = RT_SCOPE_LINK
+            await self._quietly(RTM_NEWROUTE, "route", fields, attributes, NLM_F_CREATE | NLM_F_EXCL)
+
+    async def remove_leftovers(self) -> None:
+        """Take away the rules and routes that a killed daemon has left in this namespace."""
+        if self._dry_run is not None:
+            return
+        for family in FAMILIES:
+            message = self._routes.build("rule", {"family": family})
+            for each in await self._routes.dump(RTM_GETRULE, message, "listing rules"):
+                if each.get_attr("FRA_PROTOCOL") == PROTOCOL:
+                    fields = {key: each[key] for key in ("family", "action", "table")}
+                    await self._quietly(RTM_DELRULE, "rule", fields, _plain(each["attrs"]))
+            message = self._routes.build("route", {"family": family})
+            for each in await self._routes.dump(RTM_GETROUTE, message, "listing routes"):
+                if each["proto"] == PROTOCOL:
+                    fields = {
+                        key: each[key] for key in ("family", "dst_len", "table", "proto", "type", "scope")
+                    }
+                    keep = ("RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_TABLE", "RTA_PRIORITY")
+                    await self._quietly(
+                        RTM_DELROUTE, "route", fields, [(k, v) for k, v in each["attrs"] if k in keep]
+                    )
+
+
+def _plain(attributes: Any) -> list[tuple[str, Any]]:
+    keep = (
+        "FRA_PRIORITY",
+        "FRA_PROTOCOL",
+        "FRA_TABLE",
+        "FRA_FWMARK",
+        "FRA_FWMASK",
+        "FRA_IIFNAME",
+        "FRA_OIFNAME",
+        "FRA_UID_RANGE",
+    )
+    return [(key, value) for key, value in attributes if key in keep]
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+    return Link(
+        message["index"],
+        message.get_attr("IFLA_IFNAME") or "",
+        message["flags"],
+        message.get_attr("IFLA_MTU") or 0,
+        message.get_attr("IFLA_ADDRESS") or "",
+        kind or "",
+        message.get_attr("IFLA_MASTER") or 0,
+    )
+
+
+def _address(message: Any) -> Address:
+    peer = message.get_attr("IFA_ADDRESS")
+    return Address(
+        message["index"],
+        message["family"],
+        message.get_attr("IFA_LOCAL") or peer,
+        message["prefixlen"],
+        peer,
+        message.get_attr("IFA_FLAGS") or message["flags"],
+        message["scope"],
+        message.get_attr("IFA_BROADCAST"),
+        message.get_attr("IFA_LABEL"),
+    )

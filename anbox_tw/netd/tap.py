@@ -1,0 +1,134 @@
+"""``twistd anbox-netd``."""
+
+from __future__ import annotations
+
+import grp
+import os
+import sys
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from anbox_tw.errors import AnboxError
+from anbox_tw.netd.daemon import DEFAULT_SOCKET_DIR, SOCKETS, Netd, inherited_sockets
+from anbox_tw.netd.namespace import NetworkNamespace
+from anbox_tw.netd.nft import DEFAULT_TABLE
+
+__all__ = ["Options", "makeService"]
+
+
+class Options(usage.Options):
+    """Command line of ``twistd anbox-netd``."""
+
+    synopsis = "[--socket-dir DIR] [--netns NAME] [--dry-run]"
+    longdesc = """\
+Android's netd for Linux hosts: the framework's commands to the kernel, the kernel's events to the framework.
+
+Serves the sockets netd, dnsproxyd, mdns and fwmarkd. Sockets that Android's init (ANDROID_SOCKET_NAME) or systemd
+(LISTEN_FDS, told apart by FileDescriptorName=) has made are used instead of those in --socket-dir. Everything that
+is changed in the kernel is brought back when the daemon stops.
+
+Talk to it with 'anbox ndc'. Needs root, or CAP_NET_ADMIN over the namespace.
+"""
+
+    optParameters = [
+        ["socket-dir", "d", DEFAULT_SOCKET_DIR, "Directory of the sockets; made when it is missing."],
+        ["sockets", None, ",".join(SOCKETS), "Which sockets to serve, with commas between."],
+        [
+            "netns",
+            "n",
+            None,
+            "Serve another network namespace: a name of 'ip netns', or a path such as /proc/PID/ns/net.",
+        ],
+        ["mode", "m", "0660", "Permission bits of the sockets, octal."],
+        ["group", "g", None, "Group of the sockets, name or number."],
+        [
+            "table",
+            None,
+            DEFAULT_TABLE,
+            "Name of our nftables table; another one for each daemon of a namespace.",
+        ],
+        ["hosts", None, "/etc/hosts", "Hosts file for lookups; empty for none."],
+        [
+            "resolv-conf",
+            None,
+            "/etc/resolv.conf",
+            "Name servers of lookups outside any network; empty for none.",
+        ],
+    ]
+    optFlags = [
+        ["dry-run", None, "Change nothing in the kernel; print what would be done on standard output."],
+        ["legacy-dns", None, "Answer getaddrinfo in the layout of Android 4.4 and 5."],
+    ]
+
+    def postOptions(self) -> None:
+        """Check what was given.
+
+        Raises:
+            UsageError: a value cannot be used.
+        """
+        names = tuple(name.strip() for name in str(self["sockets"]).split(",") if name.strip())
+        unknown = [name for name in names if name not in SOCKETS]
+        if unknown or not names:
+            raise usage.UsageError(
+                f"--sockets: {unknown[0] if unknown else 'nothing'!r}; there are {', '.join(SOCKETS)}"
+            )
+        self["sockets"] = names
+        try:
+            self["mode"] = int(str(self["mode"]), 8)
+        except ValueError:
+            raise usage.UsageError(f"--mode: {self['mode']!r} is no octal number") from None
+        if not 0 <= self["mode"] <= 0o777:
+            raise usage.UsageError(f"--mode: {self['mode']:o} has more than permission bits")
+        self["gid"] = self._group(self["group"])
+        if not str(self["table"]).isidentifier():
+            raise usage.UsageError(f"--table: {self['table']!r} cannot be the name of a table")
+        self["socket-dir"] = os.path.abspath(self["socket-dir"])
+        try:
+            self["inherited"] = inherited_sockets(os.environ)
+        except AnboxError as error:
+            raise usage.UsageError(str(error)) from error
+
+    def _group(self, text: Any) -> int:
+        if text is None:
+            return -1
+        if str(text).isdigit():
+            return int(text)
+        try:
+            return grp.getgrnam(str(text)).gr_gid
+        except KeyError:
+            raise usage.UsageError(f"--group: there is no group {text!r}") from None
+
+
+def makeService(config: Options) -> IService:
+    """Make the daemon from its options.
+
+    Raises:
+        UsageError: the network namespace cannot be used.
+    """
+    from twisted.internet import reactor
+
+    try:
+        namespace = NetworkNamespace(config["netns"] or "")
+    except AnboxError as error:
+        raise usage.UsageError(str(error)) from error
+
+    def show(text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    return Netd(
+        reactor,
+        socket_dir=config["socket-dir"],
+        namespace=namespace,
+        sockets=config["sockets"],
+        adopted=config["inherited"],
+        mode=config["mode"],
+        gid=config["gid"],
+        table=config["table"],
+        legacy_dns=bool(config["legacy-dns"]),
+        dry_run=show if config["dry-run"] else None,
+        hosts=config["hosts"] or None,
+        system_resolver=config["resolv-conf"] or None,
+    )
