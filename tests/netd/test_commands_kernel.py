@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from tests.netd.daemon_case import DaemonTestCase
@@ -197,7 +198,7 @@ class ServicesTests(DaemonTestCase):
         daemon = self.netd.controllers.tether._daemon
         assert daemon is not None
         assert daemon.pid is not None
-        words = open(f"/proc/{daemon.pid}/cmdline").read().split("\0")
+        words = Path(f"/proc/{daemon.pid}/cmdline").read_text().split("\0")
         self.assertIn("--dhcp-range=10.9.0.50,10.9.0.60,1h", words)
         self.assertIn("--interface=v0", words)
         self.assertEqual(os.readlink(f"/proc/{daemon.pid}/ns/net"), os.readlink(self.ns.path))
@@ -206,7 +207,7 @@ class ServicesTests(DaemonTestCase):
         await self.expect("tether dns set 100 9.9.9.9", "200 Tether operation succeeded")
         second = self.netd.controllers.tether._daemon
         assert second is not None
-        self.assertIn("--server=9.9.9.9", open(f"/proc/{second.pid}/cmdline").read().split("\0"))
+        self.assertIn("--server=9.9.9.9", Path(f"/proc/{second.pid}/cmdline").read_text().split("\0"))
         pid = second.pid
         await self.expect("tether stop", "200 Tether operation succeeded")
         self.assertFalse(os.path.exists(f"/proc/{pid}"))

@@ -47,4 +47,10 @@ anbox_installd = ServiceMaker(
     "anbox_tw.android.installd_tap",
     "installd: makes, measures and deletes the data of Android applications below a directory.",
     "anbox-installd",
+
+anbox_netd = ServiceMaker(
+    "anbox-netd",
+    "anbox_tw.netd.tap",
+    "Android's netd: the framework's network commands to the kernel, the kernel's events to the framework.",
+    "anbox-netd",
 )
