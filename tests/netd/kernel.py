@@ -16,13 +16,22 @@ from twisted.trial.unittest import TestCase
 from anbox_tw.netd.namespace import NetworkNamespace
 from tests.support import need_root, need_tool
 
+START = """
+ip link set lo up
+# addresses are there at once, without a second of asking whether somebody else has them
+for n in accept_dad dad_transmits; do echo 0 > /proc/sys/net/ipv6/conf/default/$n; done
+echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad
+echo ready
+exec sleep 600
+"""
+
 
 class Space:
     """A network namespace with ``lo`` up."""
 
     def __init__(self) -> None:
         self.holder = subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", "ip link set lo up; echo ready; exec sleep 600"],
+            ["unshare", "-n", "sh", "-c", START],
             stdout=subprocess.PIPE,
         )
         assert self.holder.stdout is not None
@@ -111,6 +120,20 @@ class KernelTestCase(TestCase):
         )
         a.run(f"ip link set {name_a} up")
         b.run(f"ip link set {name_b} up")
+
+    async def settled(self, space: Space) -> dict[str, Any]:
+        """The namespace's state when all links that are up have their link-local address."""
+
+        def ready() -> bool:
+            links = [link for link in space.ip("addr") if "UP" in link["flags"] and link["ifname"] != "lo"]
+            return all(
+                any(a.get("scope") == "link" and not a.get("tentative") for a in link["addr_info"])
+                for link in links
+                if "LOWER_UP" in link["flags"]
+            )
+
+        await self.until(ready, "link-local addresses")
+        return space.state()
 
     async def until(self, condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
         """Look again with every turn of the reactor until something is there."""

@@ -14,7 +14,7 @@ class InterfaceTests(DaemonTestCase):
         before = None
         self.ns.run("ip link add b0 type bridge")
         self.ns.run("ip link set b0 address 02:00:00:00:00:AB")
-        before = self.ns.state()
+        before = await self.settled(self.ns)
         await self.start()
         await self.expect("interface", "500 Missing argument")
         await self.expect("interface bogus", "500 Missing argument")
@@ -95,7 +95,7 @@ class InterfaceTests(DaemonTestCase):
         self.ns.run("ip route add 10.20.0.0/16 via 10.9.0.2")
         self.ns.run("ip -6 addr add 2001:db8::1/64 dev v0 nodad")
         self.ns.run("ip route add 10.30.0.0/16 via 10.9.0.2 table 77")
-        before = self.ns.state()
+        before = await self.settled(self.ns)
         await self.start()
         await self.expect("interface clearaddrs v0", "200 Interface IP addresses cleared")
         await self.expect("interface setcfg v0 192.168.5.1 24 down", "200 Interface configuration set")
@@ -145,7 +145,7 @@ class ServicesTests(DaemonTestCase):
     async def test_tether(self) -> None:
         self.ns.run("ip link add b0 type bridge")
         self.ns.run("ip link set b0 up")
-        before = self.ns.state()
+        before = await self.settled(self.ns)
         await self.start()
         await self.expect("tether", "500 Missing argument")
         await self.expect("tether status", "210 Tethering services stopped")
@@ -214,7 +214,7 @@ class ServicesTests(DaemonTestCase):
         await self.expect("tether status", "210 Tethering services stopped")
 
     async def test_nat_replies_and_rules(self) -> None:
-        before = self.ns.state()
+        before = await self.settled(self.ns)
         await self.start()
         await self.expect("nat", "500 Missing argument")
         await self.expect("nat enable v0 v1", "500 Missing argument")
@@ -309,7 +309,7 @@ class NetworkTests(DaemonTestCase):
 
     async def test_network(self) -> None:
         self.cable()
-        before = self.ns.state()
+        before = await self.settled(self.ns)
         await self.start()
         for line in ("network", "network create", "network default", "network interface add 100"):
             await self.expect(line, "500 Missing argument")
