@@ -47,6 +47,7 @@ anbox_installd = ServiceMaker(
     "anbox_tw.android.installd_tap",
     "installd: makes, measures and deletes the data of Android applications below a directory.",
     "anbox-installd",
+)
 
 anbox_netd = ServiceMaker(
     "anbox-netd",
