@@ -41,16 +41,18 @@ class BufferOwner(Protocol):
 class SocketIO:
     """Direct I/O on the socket of ``transport`` for ``owner``."""
 
-    def __init__(self, transport: tcp.Connection, owner: BufferOwner) -> None:
+    def __init__(self, transport: tcp.Connection, owner: BufferOwner | None) -> None:
         self._transport = transport
-        self._owner = owner
         self._socket: socket.socket = transport.socket
         self.reading = True
+        if owner is None:
+            return
+        self._owner = owner
         transport.doRead = self._do_read  # type: ignore[method-assign]  # for this instance alone
 
     @classmethod
-    def adopt(cls, transport: object, owner: BufferOwner) -> SocketIO | None:
-        """Direct I/O for ``transport`` where that is possible."""
+    def adopt(cls, transport: object, owner: BufferOwner | None) -> SocketIO | None:
+        """Direct I/O for ``transport`` where that is possible; writes alone without an ``owner``."""
         if isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False):
             return cls(transport, owner)
         return None

@@ -8,7 +8,9 @@ from struct import Struct
 __all__ = [
     "DATA",
     "DENT_V1",
+    "DENT_V1_FIELDS",
     "DENT_V2",
+    "DENT_V2_FIELDS",
     "DONE",
     "FAIL",
     "FLAG_DRY_RUN",

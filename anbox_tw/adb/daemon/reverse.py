@@ -97,12 +97,17 @@ class Reverses:
     async def serve(self, command: str) -> IProtocol | None:
         """Answer ``reverse:COMMAND``."""
         try:
-            answer = await self._run(command)
+            answer = await self.run(command)
         except AdbError as error:
             answer = b"FAIL" + _hex(error.cause.encode("utf-8", "surrogateescape")[:0xFFFF])
         return TextStream(answer)
 
-    async def _run(self, command: str) -> bytes:
+    async def run(self, command: str) -> bytes:
+        """Do what ``command`` says; the bytes of the answer.
+
+        Raises:
+            AdbError: with the text of the failure.
+        """
         word, _, argument = command.partition(":")
         match word:
             case "list-forward":
