@@ -52,7 +52,11 @@ class PipeConnection(Protocol):
         except AnboxError as error:
             self._refuse(error)
             return
-        protocol = service.open(argument, self._address)
+        try:
+            protocol = service.open(argument, self._address)
+        except Exception:
+            self._log.failure("The pipe service {name} failed to open", name=service.name)
+            protocol = None
         if protocol is None:
             # The service has logged why.
             self._end()

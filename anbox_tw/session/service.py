@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,7 +86,8 @@ class SessionService(Service):
         connect_manager: reaches the container manager.
         ports: where the ADB ports come from.
         clipboard: shared with the guest.
-        stop: called with a reason when a caller on the control socket wants the session to end.
+        stop: called with a reason when a caller on the control socket wants the session to end; by default that stops
+            this service.
 
     Attributes:
         registry: the pipe services.
@@ -104,7 +107,7 @@ class SessionService(Service):
         *,
         ports: PortAllocator | None = None,
         clipboard: IClipboard | None = None,
-        stop: Callable[[str], object] = lambda reason: None,
+        stop: Callable[[str], object] | None = None,
     ) -> None:
         self.settings = settings
         self.paths = settings.paths
@@ -127,7 +130,7 @@ class SessionService(Service):
             self.registry.register(service)
         self.bridge = Bridge(reactor, self.clipboard)
         self.bridge.observe(self._bridge_changed)
-        self.control = SessionControl(self, self.bridge, self.clipboard, reactor, stop)
+        self.control = SessionControl(self, self.bridge, self.clipboard, reactor, stop or self._asked_to_stop)
         # The control socket comes first: it is how a second session of the instance is found out.
         self._listeners = [
             UnixListener(reactor, self.paths.control, self.control.factory, mode=0o600, name="control"),
@@ -209,9 +212,7 @@ class SessionService(Service):
                 part.startService()
                 begun.append(part)
         except Exception:
-            # What had begun would otherwise stay, sockets and all.
-            for part in reversed(begun):
-                ensureDeferred(_quietly(part)).addErrback(self._stop_failed)
+            self._give_up(begun)
             raise
         super().startService()
         self.started_at = time.time()
@@ -230,6 +231,29 @@ class SessionService(Service):
         self._stopping = ensureDeferred(self._stop())
         return self._stopping
 
+    def _give_up(self, begun: list[Any]) -> None:
+        """Undo a start that failed. The process may end before the reactor's next turn, so the paths go at once."""
+        for part in reversed(begun):
+            if isinstance(part, UnixListener) and part.owns_path():
+                os.unlink(part.path)
+            ensureDeferred(_quietly(part)).addErrback(self._stop_failed)
+        if begun:
+            # The control socket was ours, so no other session uses them.
+            self._remove_directories()
+
+    def _remove_directories(self) -> None:
+        """Remove the runtime directories that are empty and as we make them; others' and used ones stay."""
+        paths = self.paths
+        for path in (paths.sockets, paths.input, paths.base, f"{paths.root}/instances", paths.root):
+            try:
+                if stat.S_IMODE(os.lstat(path).st_mode) == 0o700:
+                    os.rmdir(path)
+            except OSError:
+                pass
+
+    def _asked_to_stop(self, reason: str) -> None:
+        self.stopService().addErrback(self._stop_failed)
+
     async def _stop(self) -> None:
         # The guest first: it ends in order while its sockets still serve.
         if self.settings.standalone:
@@ -241,6 +265,7 @@ class SessionService(Service):
         pipe_parts = [self.adb.stopService(), self.adb_link.stopService()]
         await gatherResults(pipe_parts, consumeErrors=True)
         await gatherResults([listener.stopService() for listener in self._listeners], consumeErrors=True)
+        self._remove_directories()
         self._stopping = None
 
     def _stop_failed(self, failure: Failure) -> None:

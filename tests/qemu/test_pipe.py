@@ -144,6 +144,13 @@ class PipeTests(SynchronousTestCase):
         transport.protocol.dataReceived(b"pipe:no\0")
         self.assertTrue(transport.disconnected)
 
+    def test_a_service_that_fails_is_logged_and_the_guest_closed(self) -> None:
+        self.patch(self.service, "open", lambda argument, address: 1 / 0)
+        transport = self.connect()
+        transport.protocol.dataReceived(b"pipe:qemud:test\0")
+        self.assertTrue(transport.disconnected)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_a_guest_that_leaves_early_leaves_nothing(self) -> None:
         transport = self.connect()
         transport.protocol.connectionLost(Failure(connectionDone.value))

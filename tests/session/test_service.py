@@ -91,11 +91,22 @@ class LifeTests(SessionCase):
         self.assertIn("ro.boot.fake_battery=1", request.extra_properties)
         await self.session.stopService()
         self.assertEqual(self.managers.made[0].stops, 1)
-        for path in self.session.sockets().values():
-            self.assertFalse(os.path.exists(path))
+        self.assertEqual(os.listdir(self.runtime), [])
         self.session.startService()
         await self.session.stopService()
         self.assertEqual(len(self.managers.made), 2)
+
+    async def test_directories_of_others_stay(self) -> None:
+        other = self.make(paths=RuntimePaths(self.runtime, "second"))
+        os.mkdir(f"{self.runtime}/anbox", 0o750)
+        self.session.startService()
+        other.startService()
+        with open(f"{self.session.paths.base}/kept", "w"):
+            pass
+        await other.stopService()
+        self.assertEqual(sorted(os.listdir(f"{self.runtime}/anbox")), ["input", "kept", "sockets"])
+        await self.session.stopService()
+        self.assertEqual(os.listdir(f"{self.runtime}/anbox"), ["kept"])
 
     async def test_levels_one_by_one_with_both_adbs(self) -> None:
         for version in ("29", "36"):
@@ -191,7 +202,7 @@ class RefusalTests(SessionCase):
         self.assertEqual(caught.exception.exit_code, ExitCode.FAILED)
         # The first one is as it was.
         self.assertTrue((await (await self.client()).info())["live"])
-        for path in self.session.sockets().values():
+        for path in (*self.session.sockets().values(), self.session.paths.input):
             self.assertTrue(os.path.exists(path))
 
     async def test_a_start_that_fails_leaves_nothing(self) -> None:
@@ -203,7 +214,8 @@ class RefusalTests(SessionCase):
         with self.assertRaises(NetworkError) as caught:
             session.startService()
         self.assertIn("5690", str(caught.exception))
-        await until(lambda: os.listdir(session.paths.sockets) == [])
+        # At once: the process may end before the reactor's next turn.
+        self.assertEqual(os.listdir(self.runtime), [])
         self.assertEqual(self.managers.dialled, [])
 
     async def test_an_unwritable_runtime_path(self) -> None:
@@ -304,6 +316,15 @@ class ControlTests(SessionCase):
         await client.stop("enough")
         await until(lambda: self.stops)
         self.assertIn(f"pid {os.getpid()}: enough", self.stops[0])
+
+    async def test_a_session_without_a_program_stops_itself(self) -> None:
+        settings = SessionSettings(paths=RuntimePaths(self.runtime, "alone"), standalone=True)
+        session = SessionService(reactor, settings, self.managers.connect)
+        session.startService()
+        client = await self.client(session)
+        await client.stop()
+        await client.when_lost()
+        await until(lambda: not session.running and not os.path.exists(session.paths.base))
 
     async def test_other_users_are_refused(self) -> None:
         self.session.startService()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ class ProgramTests(TestCase):
         self.assertEqual(await first.ended, -signal.SIGTERM)
         self.assertNotIn(b"Traceback", first.output)
         self.assertNotIn(b"Unhandled", first.output)
-        self.assertEqual(os.listdir(paths.sockets), [])
+        self.assertEqual(os.listdir(self.runtime), [])
 
     async def test_stop_by_the_control_socket(self) -> None:
         program = self.twistd("--standalone", "--experimental")
@@ -214,7 +215,17 @@ class ProgramTests(TestCase):
         await client.stop("test")
         await client.when_lost()
         self.assertEqual(await program.ended, 0)
-        self.assertEqual(os.listdir(RuntimePaths(self.runtime).sockets), [])
+        self.assertEqual(os.listdir(self.runtime), [])
+
+    async def test_a_taken_port_is_said_and_leaves_nothing(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 5692))
+            taken.listen()
+            program = self.twistd("--console-port", "5692")
+            self.assertEqual(await program.ended, 1)
+        self.assertIn(b"5692", program.output)
+        self.assertNotIn(b"Traceback", program.output)
+        self.assertEqual(os.listdir(self.runtime), [])
 
     async def test_usage_errors_end_with_their_words(self) -> None:
         program = self.twistd("--standalone")
