@@ -296,8 +296,9 @@ class Launcher:
     def _expect(self, wanted: str) -> dict[str, Any]:
         """Wait for one event from the container's side, and for orders from the manager meanwhile."""
         while b"\n" not in self.buffer:
-            # The launcher's own standard input is watched too: a start can be stopped.
-            ready = select.select([self.events, *([] if self.orders else [0])], [], [])[0]
+            # The launcher's own standard input is watched too: a start can be stopped, a trial is short.
+            orders = [] if self.orders or self.plan.get("trial") else [0]
+            ready = select.select([self.events, *orders], [], [])[0]
             if self.orders or (0 in ready and not self._read_orders()):
                 raise namespaces.Failed("ANBOX-C022", "the start was stopped", "the manager said so")
             if self.events not in ready:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -250,13 +251,16 @@ def log_tail(*paths: str, lines: int = LOG_TAIL_LINES) -> tuple[str, ...]:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError:
             continue
-        with open(descriptor, "rb") as file:
-            try:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - LOG_TAIL_BYTES))
-                data = file.read(LOG_TAIL_BYTES)
-            except (OSError, ValueError):
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 continue
+            size = status.st_size
+            data = os.pread(descriptor, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
         texts = data.decode("utf-8", "replace").splitlines()
         if size > LOG_TAIL_BYTES:
             del texts[:1]  # cut in its middle

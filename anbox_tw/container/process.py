@@ -23,9 +23,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from anbox_tw.container.commands import Commands
 from anbox_tw.container.datatree import ensure_data_tree
 from anbox_tw.container.diagnosis import CODES, DiagnosedError, Probe, log_tail
 from anbox_tw.container.journal import Entry, Journal
+from anbox_tw.container.probes import HostView, launcher_command, run_checks
 from anbox_tw.container.process_plan import PythonFacts, list_root, make_plan
 from anbox_tw.container.spec import HOST_ROOTFS, ContainerSpec
 from anbox_tw.container.undo import TOKEN_VARIABLE, boot_id, make_directories, process_start_time
@@ -43,13 +45,6 @@ KILL_WAIT_S = 8.0  # from the order to kill until the launcher itself is killed;
 GONE_WAIT_S = 5.0  # from then until we give up
 SUBORDINATE_ID = 100000
 """The host's uid of the container's root when root starts a container for itself; as LXC's id maps."""
-
-# The package's parent comes before other installed packages, and behind the standard library.
-BOOTSTRAP = (
-    "import sys; p = sys.path; "
-    "p.insert(next((i for i, e in enumerate(p) if e.endswith('-packages')), len(p)), sys.argv[1]); "
-    "from anbox_tw.container._launch import main; main()"
-)
 
 
 class _Launcher(ProcessProtocol):
@@ -188,7 +183,7 @@ class ProcessContainer:
             transport = self._reactor.spawnProcess(
                 launcher,
                 self._python.executable,
-                [self._python.executable, "-I", "-c", BOOTSTRAP, os.path.dirname(self._python.ours)],
+                launcher_command(self._python),
                 env=environment,
                 path="/",
                 childFDs={0: "w", 1: "r", 2: "r"},
@@ -387,8 +382,10 @@ class ProcessBackend:
         self._python = python or PythonFacts.here()
 
     def probe(self) -> Deferred[list[Probe]]:
-        """Look at the host without changing it."""
-        return succeed([])
+        """Run the checks without which this backend cannot run; whether there are namespaces shows at the start."""
+        return run_checks(
+            HostView(Commands(self._reactor), python=self._python), self.name, required_only=True
+        )
 
     def create(self, spec: ContainerSpec, journal: Journal) -> ProcessContainer:
         """Make a container object; nothing on the host changes yet.

@@ -30,7 +30,7 @@ import anbox_tw
 from anbox_tw.container.spec import HOST_ROOTFS, BindMount, ContainerSpec
 from anbox_tw.container.undo import TOKEN_VARIABLE
 
-__all__ = ["GUEST_PACKAGES", "PythonFacts", "RootEntry", "list_root", "make_plan"]
+__all__ = ["GUEST_PACKAGES", "PythonFacts", "RootEntry", "list_root", "make_plan", "trial_plan"]
 
 HOST_DIRECTORIES = ("bin", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "sbin", "usr")
 """What of the host's root is shown for the rootfs ``host``: programs and their settings, no data."""
@@ -256,6 +256,32 @@ def make_plan(
         "log_limit": log_limit,
         "plain": _plain(spec, python, run_root, token),
     }
+
+
+def trial_plan(python: PythonFacts, root_entries: Sequence[RootEntry], uid: int, gid: int) -> dict[str, Any]:
+    """Plan a container that shows whether the kernel allows one: the host's root, and an init that ends at once.
+
+    It has nothing of an instance, so it leaves nothing behind.
+
+    Args:
+        python: where Python and our package are.
+        root_entries: `list_root` of ``/``.
+        uid: our effective uid.
+        gid: our effective gid.
+    """
+    spec = ContainerSpec(data_path="/nonexistent", run_path="/nonexistent", init=("true",))
+    plan = make_plan(
+        spec,
+        python=python,
+        root_entries=root_entries,
+        uid=uid,
+        gid=gid,
+        token="trial",  # noqa: S106  # not a secret
+        isolation="namespaces",
+        log_limit=0,
+    )
+    plan["binds"] = [bind for bind in plan["binds"] if not bind.get("writable")]
+    return {**plan, "log": os.devnull, "manager": os.getpid(), "owner_is_launcher": True, "trial": True}
 
 
 def _caller_bind(mount: BindMount) -> dict[str, Any]:
