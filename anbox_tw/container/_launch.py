@@ -26,6 +26,7 @@ launcher's children too, and are killed with it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -34,6 +35,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
+from anbox_tw.container import _landlock
 from anbox_tw.container import _namespaces as namespaces
 from anbox_tw.container import _syscalls as sys_
 from anbox_tw.container._logfile import LogFile
@@ -45,6 +47,14 @@ MAX_EVENT_BYTES = 64 * 1024  # of one line from the container's side during set-
 KILL_WAIT_S = 5.0  # for the last processes of a container without namespaces
 LOG_CHUNK_BYTES = 64 * 1024
 DRAIN_LIMIT_BYTES = 1024 * 1024  # of output left in the pipe when init has ended
+NETWORK_WAIT_S = 5.0  # until slirp4netns says that it is ready; it takes some milliseconds
+NETWORK_LOG_BYTES = 65536  # of what slirp4netns says
+SLIRP_ADDRESS = "10.0.2.100"  # what slirp4netns gives to its only client
+# What a container without namespaces may write to in /dev: no disk, whoever runs it.
+PLAIN_DEVICES = (
+    *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+    *("/dev/tty", "/dev/ptmx", "/dev/pts", "/dev/shm"),  # noqa: S108  # of the host, as it is
+)
 SIGNALS_RESET = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and exec hands that on
 
 
@@ -140,8 +150,9 @@ def _pid_one(plan: dict[str, Any], got: list[str], pipes: _Pipes) -> NoReturn:  
         # The uid has changed for the last time, and that would have cleared it.
         sys_.set_parent_death_signal(signal.SIGKILL)
         os.close(pipes.go[1])
-        if select.select([pipes.go[0]], [], [], 0)[0]:
-            os._exit(1)  # the launcher died before we asked to be told
+        say(event="built", notes=notes)
+        if os.read(pipes.go[0], 1) != b"g":
+            os._exit(1)  # the launcher died, perhaps before we asked to be told
         init = 0
 
         def hand_on(number: int, frame: Any) -> None:
@@ -152,7 +163,7 @@ def _pid_one(plan: dict[str, Any], got: list[str], pipes: _Pipes) -> NoReturn:  
             signal.signal(number, hand_on)
         init = _start_init(plan, pipes.output[1])
         sys_.set_dumpable(False)
-        say(event="started", notes=notes)
+        say(event="started")
         for descriptor in (0, 1, 2, pipes.output[1], pipes.output[0], pipes.events[0]):
             os.close(descriptor)
         while True:
@@ -277,12 +288,14 @@ class Launcher:
             os.write(pipes.go[1], b"g")
             self.child = self._expect("forked")["pid"]
             os.waitpid(entry, 0)
-            started = self._expect("started")
+            notes = self._expect("built")["notes"]
+            address, note = self._connect(unshared["namespaces"])
+            os.write(pipes.go[1], b"g")
+            self._expect("started")
         except BaseException:
             self.events = -1
             pipes.close()
             raise
-        # pipes.go[1] stays open: pid 1 would take its end for our own.
         self.namespaced = True
         tell(
             event="started",
@@ -290,8 +303,46 @@ class Launcher:
             pid=self.child,
             namespaces=unshared["namespaces"],
             refused=unshared["refused"],
-            notes=started["notes"],
+            notes=[*notes, *note],
+            address=address,
         )
+
+    def _connect(self, got: list[str]) -> tuple[str | None, list[str]]:
+        """Give the container a way out through slirp4netns; its address, and what there is to say."""
+        slirp = self.plan["slirp"]
+        if slirp is None or "net" not in got:
+            return None, []
+        reading, writing = os.pipe()
+        # What it says is of interest only when it fails, and must not fill the memory after that.
+        errors = os.memfd_create("slirp4netns", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(errors, NETWORK_LOG_BYTES)
+        fcntl.fcntl(errors, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        launcher = os.getpid()
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover
+            try:
+                signal.set_wakeup_fd(-1)
+                sys_.set_parent_death_signal(signal.SIGKILL)
+                if os.getppid() != launcher:
+                    os._exit(127)
+                null = os.open("/dev/null", os.O_RDWR)
+                for descriptor, source in ((0, null), (1, errors), (2, errors)):
+                    os.dup2(source, descriptor)
+                os.set_inheritable(writing, True)
+                command = [*slirp, f"--ready-fd={writing}", str(self.child), "tap0"]
+                os.execv(command[0], command)  # noqa: S606  # a shell is not wanted
+            finally:
+                os._exit(127)
+        os.close(writing)
+        ready = select.select([reading], [], [], NETWORK_WAIT_S)[0] and os.read(reading, 1) == b"1"
+        said = os.pread(errors, NETWORK_LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").split("\n")
+        os.close(reading)
+        os.close(errors)
+        if ready:
+            return SLIRP_ADDRESS, []
+        _kill_quietly(pid)
+        why = " ".join(said).strip()[:200] or "it ended without a word"
+        return None, [f"no network beyond the container: slirp4netns failed: {why}"]
 
     def _expect(self, wanted: str) -> dict[str, Any]:
         """Wait for one event from the container's side, and for orders from the manager meanwhile."""
@@ -349,8 +400,9 @@ class Launcher:
             raise namespaces.Failed(
                 "ANBOX-C005", f"{root} cannot be made", error.strerror or str(error)
             ) from error
-        if plan["switch_user"]:
-            notes.append(f"init runs as uid {plan['uid']}")
+        landlock = _landlock.abi()
+        if landlock:
+            notes.append(f"Landlock {landlock} lets it write to its own directories only")
         reading, writing = os.pipe()
         launcher = os.getpid()
         self.child = os.fork()
@@ -365,6 +417,8 @@ class Launcher:
                 elif os.geteuid() == 0:
                     sys_.drop_capabilities(frozenset())
                 sys_.no_new_privileges()
+                if landlock:
+                    _landlock.restrict_writes(landlock, [*plan["writable"], *PLAIN_DEVICES])
                 sys_.set_parent_death_signal(signal.SIGKILL)
                 if os.getppid() != launcher:
                     os._exit(127)
@@ -384,6 +438,7 @@ class Launcher:
             namespaces=[],
             refused={"all": why or "not asked for"},
             notes=notes,
+            address=None,
         )
 
     # -- while it runs --
@@ -437,10 +492,7 @@ class Launcher:
 
     def _signal(self, number: int) -> None:
         if self.child:
-            try:
-                os.kill(self.child, number)
-            except ProcessLookupError:
-                pass
+            _kill_quietly(self.child, number)
 
     def _reap(self) -> bool:
         """Wait for the dead; True when the container's first process is among them."""
@@ -481,10 +533,7 @@ class Launcher:
                 self.child = 0
                 return
             for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                _kill_quietly(pid)
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -509,6 +558,13 @@ class Launcher:
         except BlockingIOError:
             pass
         self.log.close()
+
+
+def _kill_quietly(pid: int, number: int = signal.SIGKILL) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def _write(path: str, text: str) -> None:

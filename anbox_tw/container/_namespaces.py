@@ -298,8 +298,11 @@ def build_root(plan: dict[str, Any], got: list[str]) -> list[str]:
     # A mount point may lie in another bind mount, which must then be there first.
     for bind, source in sorted(sources, key=lambda opened: opened[0]["target"].count("/")):
         _bind(root, bind, source)
-    for path, text in plan["files"]:
+    for path, text, over in plan["files"]:
         _write_file(root, path, text)
+        if over:
+            written = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root)
+            _bind(root, {"source": f"/{path}", "target": over, "optional": True}, written)
     if plan["guard_proc"]:
         _guard_proc(root)
     os.close(root)

@@ -37,6 +37,7 @@ __all__ = [
     "set_hostname",
     "set_name",
     "set_parent_death_signal",
+    "syscall",
     "unmount",
     "unshare",
 ]
@@ -127,7 +128,18 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _syscall(what: str, number: int, *arguments: object) -> int:
+def syscall(what: str, number: int, *arguments: object) -> int:
+    """A system call without a wrapper in libc.
+
+    Args:
+        what: its name, for the error.
+        number: its number.
+        arguments: integers, byte strings, ``None`` or ctypes values.
+
+    Raises:
+        OSError: it failed.
+    """
+    arguments = tuple(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
     return _check(_libc.syscall(ctypes.c_long(number), *arguments), what)
 
 
@@ -164,7 +176,7 @@ def unmount(target: str, flags: int) -> None:
 def pivot_root(new_root: str, put_old: str) -> None:
     """``pivot_root(2)``."""
     number = _NR_PIVOT_ROOT.get(platform.machine(), _NR_PIVOT_ROOT_GENERIC)
-    _syscall("pivot_root", number, os.fsencode(new_root), os.fsencode(put_old))
+    syscall("pivot_root", number, os.fsencode(new_root), os.fsencode(put_old))
 
 
 def clone_tree(descriptor: int, *, read_only: bool, devices: bool) -> int:
@@ -178,7 +190,7 @@ def clone_tree(descriptor: int, *, read_only: bool, devices: bool) -> int:
     Returns:
         A descriptor of the copy, for `move_tree`.
     """
-    tree = _syscall(
+    tree = syscall(
         "open_tree",
         _NR_OPEN_TREE,
         ctypes.c_int(descriptor),
@@ -192,7 +204,7 @@ def clone_tree(descriptor: int, *, read_only: bool, devices: bool) -> int:
         attributes |= _MOUNT_ATTR_NODEV
     wanted = _MountAttributes(attr_set=attributes)
     try:
-        _syscall(
+        syscall(
             "mount_setattr",
             _NR_MOUNT_SETATTR,
             ctypes.c_int(tree),
@@ -209,7 +221,7 @@ def clone_tree(descriptor: int, *, read_only: bool, devices: bool) -> int:
 
 def move_tree(tree: int, target: int) -> None:
     """Mount a tree of `clone_tree` at an open path."""
-    _syscall(
+    syscall(
         "move_mount",
         _NR_MOVE_MOUNT,
         ctypes.c_int(tree),

@@ -8,14 +8,14 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred, ensureDeferred
 
+from anbox_tw.container.backends import BACKENDS
 from anbox_tw.container.diagnosis import Probe
+from anbox_tw.container.lxc_host import look_at_host
+from anbox_tw.container.lxc_probes import probe_host
 from anbox_tw.container.probes import HostView, run_checks
 from anbox_tw.errors import ExitCode
 
-__all__ = ["BACKENDS", "DoctorReport", "examine"]
-
-BACKENDS = ("process", "lxc")
-"""The backends that are examined, in the order in which they are shown."""
+__all__ = ["DoctorReport", "examine"]
 
 
 @attrs.frozen
@@ -75,4 +75,12 @@ def examine(host: HostView, backends: Sequence[str] = BACKENDS) -> Deferred[Doct
 
 
 async def _examine(host: HostView, backends: Sequence[str]) -> DoctorReport:
-    return DoctorReport({backend: await run_checks(host, backend) for backend in backends})
+    found = {}
+    for backend in backends:
+        probes = await run_checks(host, backend)
+        if backend == "lxc":
+            own = await probe_host(host.commands, look_at_host(), dev=host.dev)
+            names = {probe.name for probe in own}
+            probes = [*own, *(probe for probe in probes if probe.name not in names)]
+        found[backend] = probes
+    return DoctorReport(found)

@@ -1,5 +1,8 @@
 """What the host has of what containers need: asked without changing it.
 
+What the lxc backend cannot do without it asks itself (`anbox_tw.container.lxc_probes`); here is what makes the
+difference between an Android image that starts and one that does not.
+
 Each check is one coroutine function that gives a `Finding`. `CHECKS` says which backend cannot run without it
 and which merely does less. A backend runs the required ones before each start; ``anbox doctor`` runs
 all.
@@ -31,7 +34,6 @@ __all__ = ["CHECKS", "Check", "Finding", "HostView", "launcher_command", "run_ch
 TRIAL_TIMEOUT_S = 10.0  # a trial takes a tenth of a second
 MIN_FREE_BYTES = 256 * 1024 * 1024  # an instance's first data is some kilobytes, what is pushed to it is not
 MIN_SUBORDINATE_IDS = 65536  # what newuidmap's own configuration gives to a user
-MIN_LXC = (3, 0)  # the first with the keys that we write
 
 # The package's parent comes before other installed packages, and behind the standard library.
 _BOOTSTRAP = (
@@ -279,35 +281,6 @@ async def _slirp4netns(host: HostView) -> Finding:
 # -- lxc backend --
 
 
-async def _root(host: HostView) -> Finding:
-    if host.uid == 0:
-        return Finding(True, "uid 0")
-    return Finding(False, f"uid {host.uid}", "start the manager as root, or use the process backend")
-
-
-async def _lxc(host: HostView) -> Finding:
-    missing = [
-        name for name in ("lxc-start", "lxc-stop", "lxc-info", "lxc-attach") if host.tool(name) is None
-    ]
-    if missing:
-        return Finding(False, f"not installed: {', '.join(missing)}", "`apt install lxc`")
-    result = await host.commands.run(["lxc-start", "--version"], timeout=TRIAL_TIMEOUT_S)
-    text = result.stdout.decode("utf-8", "replace").strip()
-    found = re.match(r"(\d+)\.(\d+)", text)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
-    return Finding(version >= MIN_LXC, f"LXC {text or result.error_text}", "install LXC 3.0 or newer")
-
-
-async def _cgroups(host: HostView) -> Finding:
-    base = f"{host.sys}/fs/cgroup"
-    controllers = host.read(f"{base}/cgroup.controllers")
-    if controllers is not None:
-        return Finding(True, f"v2: {' '.join(controllers.split()) or 'no controllers'}")
-    if host.exists(f"{base}/devices") or host.exists(f"{base}/memory"):
-        return Finding(True, "v1" + (" and v2" if host.exists(f"{base}/unified/cgroup.controllers") else ""))
-    return Finding(False, f"nothing is mounted at {base}", f"`mount -t cgroup2 none {base}` as root")
-
-
 async def _trial_link(host: HostView, what: str, *arguments: str) -> Finding:
     """Make an interface in a network namespace that ends with the trial."""
     if host.tool("ip") is None:
@@ -338,23 +311,6 @@ async def _nft(host: HostView) -> Finding:
     )
 
 
-async def _overlay(host: HostView) -> Finding:
-    if "overlay" in host.filesystems():
-        return Finding(True, "in the kernel")
-    return Finding(False, "not in the kernel, or not loaded", "`modprobe overlay` as root")
-
-
-async def _loop(host: HostView) -> Finding:
-    control = f"{host.dev}/loop-control"
-    if not host.exists(control):
-        return Finding(False, f"no {control}", "`modprobe loop` as root, or use --force-squashfuse")
-    if not host.accessible(control, os.R_OK | os.W_OK):
-        return Finding(
-            False, f"{control} cannot be opened", "start the manager as root, or use --force-squashfuse"
-        )
-    return Finding(True, control)
-
-
 async def _squashfs(host: HostView) -> Finding:
     if "squashfs" in host.filesystems():
         return Finding(True, "in the kernel")
@@ -363,12 +319,11 @@ async def _squashfs(host: HostView) -> Finding:
     )
 
 
-async def _squashfuse(host: HostView) -> Finding:
-    if host.tool("squashfuse") is None:
-        return Finding(False, "not installed", "`apt install squashfuse`")
-    if not host.accessible(f"{host.dev}/fuse", os.R_OK | os.W_OK):
-        return Finding(False, f"{host.dev}/fuse cannot be used", "`modprobe fuse` as root")
-    return Finding(True, "works in place of loop devices")
+async def _fuse(host: HostView) -> Finding:
+    device = f"{host.dev}/fuse"
+    if not host.accessible(device, os.R_OK | os.W_OK):
+        return Finding(False, f"{device} cannot be used: no squashfuse", "`modprobe fuse` as root")
+    return Finding(True, device)
 
 
 def _subordinate_ids(text: str | None, names: set[str]) -> int:
@@ -382,9 +337,9 @@ def _subordinate_ids(text: str | None, names: set[str]) -> int:
 
 
 async def _id_map(host: HostView) -> Finding:
+    if host.uid == 0:
+        return Finding(True, "root writes it itself")
     if host.tool("newuidmap") is None or host.tool("newgidmap") is None:
-        if host.uid == 0:
-            return Finding(True, "written by root itself")
         return Finding(False, "newuidmap is missing", "`apt install uidmap`")
     names = {str(host.uid)}
     try:
@@ -397,7 +352,7 @@ async def _id_map(host: HostView) -> Finding:
             return Finding(
                 False,
                 f"{host.etc}/{file} gives {user} no {MIN_SUBORDINATE_IDS} ids",
-                f"`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}` as root, or use --privileged",
+                f"`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}` as root",
             )
     return Finding(True, f"subordinate ids of {user}")
 
@@ -435,16 +390,11 @@ CHECKS = (
     Check("kernel", _kernel, used_by=_PROCESS),
     Check("namespaces", _namespaces, used_by=_PROCESS),
     Check("slirp4netns", _slirp4netns, used_by=_PROCESS),
-    Check("root", _root, required_by=_LXC),
-    Check("LXC tools", _lxc, required_by=_LXC),
-    Check("cgroups", _cgroups, required_by=_LXC),
     Check("bridge", _bridge, used_by=_LXC),
     Check("veth", _veth, used_by=_LXC),
-    Check("nft", _nft, used_by=_LXC),
-    Check("overlay", _overlay, used_by=_LXC),
-    Check("loop devices", _loop, used_by=_LXC),
+    Check("nft rules", _nft, used_by=_LXC),
     Check("squashfs", _squashfs, used_by=_LXC),
-    Check("squashfuse", _squashfuse, used_by=_LXC),
+    Check("FUSE", _fuse, used_by=_LXC),
     Check("id map", _id_map, used_by=_LXC),
     Check("binder", _binder, used_by=_LXC),
 )

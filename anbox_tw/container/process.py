@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from anbox_tw.container.commands import Commands
+from anbox_tw.container.commands import Commands, find_tool
 from anbox_tw.container.datatree import ensure_data_tree
 from anbox_tw.container.diagnosis import CODES, DiagnosedError, Probe, log_tail
 from anbox_tw.container.journal import Entry, Journal
@@ -162,11 +162,16 @@ class ProcessContainer:
             token=self._token,
             isolation=self._isolation,
             log_limit=self._log_limit,
-            resolv_conf=os.path.realpath("/etc/resolv.conf"),
+            slirp=self._slirp(),
+            resolv_conf=_resolv_conf(spec.rootfs),
         )
         self._plan["manager"] = os.getpid()
         self._plan["owner_is_launcher"] = spec.owner_uid == os.geteuid()
         self._plan["plain"]["switch_user"] = os.geteuid() == 0 and spec.owner_uid != 0
+
+    @staticmethod
+    def _slirp() -> str | None:
+        return find_tool("slirp4netns") if os.access("/dev/net/tun", os.R_OK | os.W_OK) else None
 
     def start(self) -> Deferred[None]:
         """Start the launcher; fires when init was executed."""
@@ -258,7 +263,7 @@ class ProcessContainer:
             "gid": self._gid,
             "namespaces": self._started.get("namespaces", []),
             "refused": self._started.get("refused", {}),
-            "address": None,
+            "address": self._started.get("address"),
             "log_files": [self._spec.console_log],
             "notes": [*self._notes(), *self._started.get("notes", [])],
             "exit": self._exit,
@@ -273,11 +278,13 @@ class ProcessContainer:
             notes.append("the Android image is not used: this backend runs directories only")
         if spec.network.address or spec.network.gateway:
             notes.append("the network address is not used: this backend has no bridge")
+        namespaced = self._started.get("isolation") == "namespaces"
+        if namespaced and not self._plan["slirp"] and spec.network.mode == "auto":
+            notes.append("no network beyond the container: slirp4netns or /dev/net/tun is missing")
         if self._started.get("isolation") == "plain":
             reason = self._started.get("refused", {}).get("all", "")
-            notes.append(f"no isolation: init is an ordinary process of uid {os.geteuid()} ({reason})")
-            if any(mount.read_only for mount in spec.bind_mounts):
-                notes.append("read-only bind mounts can be written: without namespaces they are links")
+            uid = spec.owner_uid if self._plan["plain"]["switch_user"] else os.geteuid()
+            notes.append(f"no isolation: init is an ordinary process of uid {uid} ({reason})")
         return notes
 
     # -- from the launcher --
@@ -330,6 +337,17 @@ class ProcessContainer:
             exit_waiter.callback(self._exit)
         for gone_waiter in gone:
             gone_waiter.callback(None)
+
+
+def _resolv_conf(rootfs: str) -> str:
+    """What ``/etc/resolv.conf`` is in the container, when all links are followed."""
+    if rootfs == HOST_ROOTFS:
+        return os.path.realpath("/etc/resolv.conf")
+    try:
+        link = os.readlink(f"{rootfs}/etc/resolv.conf")
+    except OSError:
+        return "/etc/resolv.conf"
+    return os.path.normpath(os.path.join("/etc", link))
 
 
 def _describe_exit(event: dict[str, Any], stopping: bool) -> str:

@@ -7,9 +7,12 @@ The plan is JSON. Its keys:
     of the source is followed), ``optional``. The first are opened with the launcher's rights, the
     second with those of the user for whom the container runs.
 ``directories``, ``links``, ``files``
-    what is made in the new root, by path and mode, text or content.
+    what is made in the new root: path and mode; path and text; path, content and, if not empty, a path that
+    it is bound over.
 ``owner_is_launcher``
     that user is the one who runs the launcher.
+``slirp``
+    command that connects the container's network namespace, or null.
 ``uid``, ``gid``
     the host's ids of the container's only ids, its 0 and 0.
 ``plain``
@@ -60,6 +63,10 @@ HOST_ONLY_DIRECTORIES = (
     ("var/log", 0o755),
     ("var/tmp", 0o1777),
 )
+SLIRP_NAME_SERVER = "10.0.2.3"  # slirp4netns's own, which asks the host's
+SLIRP_OPTIONS = ("--configure", "--mtu=65520", "--disable-host-loopback")
+"""The guest reaches the network but not what listens on the host's loopback only."""
+
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -170,7 +177,7 @@ def make_plan(
     token: str,
     isolation: str,
     log_limit: int,
-    name_servers: Sequence[str] = (),
+    slirp: str | None = None,
     resolv_conf: str = "/etc/resolv.conf",
 ) -> dict[str, Any]:
     """Make the plan.
@@ -184,7 +191,7 @@ def make_plan(
         token: value of `anbox_tw.container.undo.TOKEN_VARIABLE` for all its processes.
         isolation: ``auto``, ``namespaces`` or ``plain``.
         log_limit: bytes of init's log before it is rotated.
-        name_servers: written to the container's ``resolv.conf`` if there are any.
+        slirp: path of slirp4netns, if it may be used.
         resolv_conf: what the rootfs's ``/etc/resolv.conf`` is when all links are followed.
     """
     on_host = spec.rootfs == HOST_ROOTFS
@@ -227,11 +234,18 @@ def make_plan(
         )
     caller_binds += [_caller_bind(mount) for mount in spec.bind_mounts]
 
-    files: list[tuple[str, str]] = []
+    files: list[tuple[str, str, str]] = []
     if spec.extra_properties:
-        files.append(("default.prop", "".join(f"{text}\n" for text in spec.extra_properties)))
-    if name_servers and resolv_conf.startswith("/run/"):
-        files.append((resolv_conf.lstrip("/"), "".join(f"nameserver {ip}\n" for ip in name_servers)))
+        files.append(("default.prop", "".join(f"{text}\n" for text in spec.extra_properties), ""))
+    if spec.network.mode == "auto" and slirp is not None:
+        servers = spec.network.dns or (SLIRP_NAME_SERVER,)
+        text = "".join(f"nameserver {server}\n" for server in servers)
+        if resolv_conf.startswith("/run/"):
+            files.append((resolv_conf.lstrip("/"), text, ""))
+        else:
+            files.append(("run/anbox-tw/resolv.conf", text, resolv_conf.lstrip("/")))
+    elif spec.network.mode == "host" and resolv_conf.startswith("/run/"):
+        binds.append(_ro(resolv_conf))
 
     run_root = f"{spec.run_path}/container-root"
     environment = _environment(spec, python_path, interpreter, token, "")
@@ -240,6 +254,7 @@ def make_plan(
         "hostname": spec.instance.replace("_", "-"),
         "isolation": isolation,
         "own_network": spec.network.mode != "host",
+        "slirp": [slirp, *SLIRP_OPTIONS] if slirp is not None and spec.network.mode == "auto" else None,
         "uid": uid,
         "gid": gid,
         "guard_proc": uid == 0,
@@ -329,6 +344,10 @@ def _plain(spec: ContainerSpec, python: PythonFacts, root: str, token: str) -> d
             *((mount.target, mount.source) for mount in spec.bind_mounts),
         ],
         "sources": [mount.source for mount in spec.bind_mounts],
+        "writable": [
+            *(spec.data_dir, spec.cache_dir, f"{root}/tmp"),  # noqa: S108  # of the container
+            *(mount.source for mount in spec.bind_mounts if not mount.read_only),
+        ],
         "argv": _init(spec, python.executable, f"{root}/dev", root),
         "environment": _environment(spec, python_path, python.executable, token, root),
         "directory": spec.data_dir,

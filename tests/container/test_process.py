@@ -20,15 +20,16 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from anbox_tw.container import _landlock
 from anbox_tw.container.diagnosis import DiagnosedError
 from anbox_tw.container.process import SUBORDINATE_ID, ProcessBackend
 from anbox_tw.errors import ConfigError, PermissionRefused
 from anbox_tw.interfaces import IContainer, IContainerBackend
 from tests.container.doubles import a_journal, a_spec
 from tests.container.nobody import NOBODY
-from tests.support import REPOSITORY, need_root
+from tests.support import REPOSITORY, missing, need_root, need_tool
 
-WAIT_S = 30.0  # for anything a manager does; on a loaded machine a Python takes seconds to start
+WAIT_S = 90.0  # for anything a manager does; on a loaded machine a Python takes seconds to start
 MARK = "ANBOX_TEST_MARK"
 
 
@@ -61,7 +62,7 @@ class Manager:
         if case.user:
             command = [sys.executable, "-m", "tests.container.nobody", case.directory, *command]
         self.process = subprocess.Popen(
-            command,
+            [*case.wrapper, *command],
             cwd=REPOSITORY,
             env={**os.environ, MARK: case.mark, "PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.PIPE,
@@ -117,14 +118,18 @@ class Manager:
                     pass
 
     def log(self) -> str:
-        with open(f"{self.data}/logs/console.log") as file:
-            return file.read()
+        try:
+            with open(f"{self.data}/logs/console.log") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
 
 
 class RealCase(SynchronousTestCase):
     """A directory of the user's own, and at the end a look that nothing is left."""
 
     user = False  # run the manager as nobody
+    wrapper: list[str] = []  # runs the manager
 
     def setUp(self) -> None:
         if self.user:
@@ -141,6 +146,11 @@ class RealCase(SynchronousTestCase):
         self.assertEqual(self.mount_table(), self.mounts)
         self.assertFalse(os.path.exists(f"{self.directory}/run"), "the run directory is left")
         self.assertEqual(os.listdir(f"{self.directory}/data-path/state") if self.has_state() else [], [])
+
+    @property
+    def host_uid(self) -> int:
+        """The host's uid of the container's root."""
+        return NOBODY if self.user else os.geteuid() or SUBORDINATE_ID
 
     def has_state(self) -> bool:
         return os.path.exists(f"{self.directory}/data-path/state")
@@ -178,7 +188,7 @@ class NamespacedTests(RealCase):
 
     def test_it_is_isolated_and_says_how(self) -> None:
         info, log = self.run_script(
-            "id -u; id -g; hostname; echo pids: $(ls /proc | grep -c '^[0-9]'); ip -o addr | grep -c inet; "
+            "id -u; id -g; hostname; echo pids: $(ls /proc | grep -c '^[0-9]'); ip -o addr show dev lo | grep -c inet; "
             "ls /home; ls /run; echo $$; readlink /proc/self/ns/net; grep NoNewPrivs /proc/self/status"
         )
         lines = log.splitlines()
@@ -212,7 +222,7 @@ class NamespacedTests(RealCase):
         for path, text in (("data/local/tmp/a", "one"), ("data/media/0/b", "two"), ("cache/c", "three")):
             with open(f"{data}/{path}") as file:
                 self.assertEqual(file.read(), f"{text}\n")
-            self.assertEqual(os.stat(f"{data}/{path}").st_uid, NOBODY if self.user else SUBORDINATE_ID)
+            self.assertEqual(os.stat(f"{data}/{path}").st_uid, self.host_uid)
         _, log = self.run_script("cat /data/local/tmp/a /sdcard/b /cache/c; ls /tmp")
         self.assertIn("one\ntwo\nthree\nTHE-END", log)
 
@@ -242,6 +252,14 @@ class NamespacedTests(RealCase):
         self.assertEqual(peer.recv(5), b"hello")
         manager.stop()
 
+
+class UnprivilegedTests(NamespacedTests):
+    user = True
+
+
+class DetailTests(RealCase):
+    """What does not depend on who runs the manager."""
+
     def test_bind_mounts_are_writable_unless_said_otherwise(self) -> None:
         shared = f"{self.directory}/shared"
         os.mkdir(shared)
@@ -259,7 +277,6 @@ class NamespacedTests(RealCase):
         with open(secret, "w"):
             pass
         os.chmod(secret, 0)
-        os.chown(secret, 0, 0)
         for source, target, why in (
             (f"{self.directory}/missing", "mnt/x", "No such file"),
             (secret, "mnt/x", "denied"),
@@ -347,7 +364,7 @@ class NamespacedTests(RealCase):
         manager = self.manage("exec sleep 1000")
         info = manager.until("info")
         self.assertEqual(info["backend"], "process")
-        self.assertEqual(info["uid"], NOBODY if self.user else SUBORDINATE_ID)
+        self.assertEqual(info["uid"], self.host_uid)
         self.assertTrue(os.path.exists(f"/proc/{info['pid']}"))
         self.assertTrue(os.path.exists(f"/proc/{info['supervisor_pid']}"))
         self.assertEqual(info["log_files"], [f"{self.directory}/data-path/logs/console.log"])
@@ -398,17 +415,57 @@ class NamespacedTests(RealCase):
         self.assertEqual(os.listdir(victim), [])
 
 
-class UnprivilegedTests(NamespacedTests):
-    user = True
+class NetworkTests(RealCase):
+    """slirp4netns, in a network namespace where the outside is one address on lo."""
+
+    OUTSIDE = "198.18.0.1"
+    SCRIPT = (
+        "ip link set lo up; ip addr add {0}/32 dev lo; "
+        "socat TCP-LISTEN:7777,bind={0} SYSTEM:'echo outside' & "
+        'exec "$@"'
+    )
+
+    def test_the_outside_can_be_reached_and_the_hosts_loopback_not(self) -> None:
+        need_root()
+        for tool in ("slirp4netns", "socat", "ip"):
+            need_tool(tool)
+        self.wrapper = ["unshare", "--net", "sh", "-c", self.SCRIPT.format(self.OUTSIDE), "sh"]
+        connect = (
+            "python -c 'import socket, sys; print(socket.create_connection((sys.argv[1], 7777), 5).recv(99))'"
+        )
+        info, log = self.run_script(f"{connect} 10.0.2.2; {connect} {self.OUTSIDE}; cat /etc/resolv.conf")
+        self.assertEqual(info["address"], "10.0.2.100")
+        self.assertIn("outside", log)
+        self.assertEqual(log.count("b'outside"), 1)
+        self.assertIn("nameserver 10.0.2.3", log)
+
+    def test_a_slirp_that_fails_is_told(self) -> None:
+        need_root()
+        directory = f"{self.directory}/bin"
+        os.mkdir(directory)
+        os.symlink("/bin/false", f"{directory}/slirp4netns")
+        self.wrapper = ["env", f"PATH={directory}:{os.environ['PATH']}"]
+        info, _ = self.run_script("true")
+        self.assertIsNone(info["address"])
+        self.assertIn("slirp4netns failed", info["notes"][-1])
+
+    def test_none_wanted(self) -> None:
+        info, log = self.run_script("ip -o link | wc -l", network="none")
+        self.assertIsNone(info["address"])
+        self.assertIn("1\n", log)
 
 
-class PlainTests(RealCase):
-    """Without namespaces: the same life, no isolation, and it says so."""
+class PlainCase(RealCase):
+    """Without namespaces."""
 
     isolation = "plain"
 
     def manage(self, script: str = "", **options: Any) -> Manager:
         return super().manage(script, isolation=self.isolation, **options)
+
+
+class PlainTests(PlainCase):
+    """The same life, no isolation, and it says so."""
 
     def test_it_says_that_there_is_no_isolation(self) -> None:
         info, log = self.run_script("echo $ANBOX_DEV $ANBOX_ROOT; id -u; grep NoNewPrivs /proc/self/status")
@@ -419,6 +476,40 @@ class PlainTests(RealCase):
         self.assertIn(str(NOBODY if self.user else os.getuid()), log)
         self.assertIn("NoNewPrivs:\t1", log)
 
+    def test_landlock_lets_it_write_only_where_it_may(self) -> None:
+        shared, read_only = f"{self.directory}/shared", f"{self.directory}/read-only"
+        for path in (shared, read_only):
+            os.mkdir(path)
+            os.chmod(path, 0o777)
+        outside = f"{self.directory}/outside"
+        os.mkdir(outside)
+        os.chmod(outside, 0o777)
+        victim = subprocess.Popen(["sleep", "1000"], user=NOBODY if self.user else None)
+        self.addCleanup(victim.wait)
+        self.addCleanup(victim.kill)
+        info, log = self.run_script(
+            f"for d in {outside} {read_only} $ANBOX_ROOT /var/tmp; do touch $d/x && echo WROTE; done; "
+            f"touch {shared}/a $ANBOX_ROOT/data/b $TMPDIR/c && mv $TMPDIR/c {shared}/c && echo MAY; "
+            f"kill {victim.pid} && echo KILLED; echo > /dev/null && python -c 'import os; os.openpty()' && echo PTY",
+            bind_mounts=[[shared, "mnt/a"], [read_only, "mnt/b", True]],
+        )
+        version = _landlock.abi()
+        if not version:
+            missing("Landlock")
+        self.assertIn(f"Landlock {version}", info["notes"][-1])
+        self.assertIn("MAY\n", log)
+        self.assertIn("PTY\n", log)
+        self.assertNotIn("WROTE", log)
+        if version >= 6:
+            self.assertNotIn("KILLED", log)
+            self.assertIsNone(victim.poll())
+
+
+class UnprivilegedPlainTests(PlainTests):
+    user = True
+
+
+class PlainDetailTests(PlainCase):
     def test_data_and_sockets_are_linked(self) -> None:
         path = f"{self.directory}/qemu_pipe"
         with open(path, "w") as file:
@@ -464,14 +555,11 @@ class PlainTests(RealCase):
         manager.stop()
 
 
-class UnprivilegedPlainTests(PlainTests):
-    user = True
-
-
 class KillTests(RealCase):
     """kill -9 of the manager at each of its events, one after the other in the same directories."""
 
     isolation = "namespaces"
+    step = 1
 
     def test_nothing_outlives_a_killed_manager(self) -> None:
         wholly = self.manage("exec sleep 1000", isolation=self.isolation)
@@ -479,7 +567,7 @@ class KillTests(RealCase):
         wholly.stop()
         events = sum("phase" in said for said in wholly.said)
         self.assertGreater(events, 8)
-        for number in range(1, events + 1):
+        for number in range(1, events + 1, self.step):
             manager = self.manage("exec sleep 1000", isolation=self.isolation, die_at=number)
             for said in manager.lines():
                 if "info" in said:
@@ -494,6 +582,7 @@ class KillTests(RealCase):
 class KillPlainTests(KillTests):
     isolation = "plain"
     user = True
+    step = 3  # in other ways it is the same
 
 
 class BackendTests(TestCase):
