@@ -374,7 +374,7 @@ class ProcessTests(UndoCase):
             time.sleep(0.01)
         self.journal.record("process", token=token)
         yield self.journal.undo_all()
-        self.assertEqual([child.poll() for child in mine], [-9, -9])
+        self.assertNotIn(None, [child.poll() for child in mine])
         self.assertEqual(list(undo.processes_with_token(token, self.context)), [])
         self.assertIsNone(other.poll())
 
