@@ -24,7 +24,7 @@ if [ ! -x .venv/bin/pip ]; then
     "$python" -m venv .venv
 fi
 case $what in
-    run) extras="compress,netd,dbus" ;;
+    run) extras="compress,netd" ;;
     dev) extras="dev" ;;
     *) echo "usage: venv.sh run|dev" >&2; exit 2 ;;
 esac

@@ -145,7 +145,7 @@ class ProcessContainer:
     def _prepare(self) -> None:
         spec = self._spec
         ensure_data_tree(spec, self._uid, self._gid)
-        make_directories(self._journal, spec.run_path)
+        make_directories(self._journal, spec.run_path, shared=os.path.dirname(spec.run_path))
         if self._isolation != "namespaces":
             self._journal.record("directory", path=f"{spec.run_path}/container-root", recursive=True)
         path = "/" if spec.rootfs == HOST_ROOTFS else spec.rootfs

@@ -453,13 +453,22 @@ def make_directory(journal: Journal, path: str, mode: int = 0o700) -> Entry | No
     return entry
 
 
-def make_directories(journal: Journal, path: str, mode: int = 0o700) -> None:
+def make_directories(journal: Journal, path: str, mode: int = 0o700, *, shared: str = "") -> None:
     """Make a directory and what is missing of its parents; all that is made goes away again.
+
+    Args:
+        journal: where it is written down.
+        path: absolute path.
+        mode: exact mode of each, whatever the umask.
+        shared: a parent that several instances have in common: whoever leaves last takes it away, not only
+            the one who made it.
 
     Raises:
         DiagnosedError: it cannot be made (``ANBOX-C005``).
     """
     missing: list[str] = []
+    if shared and _is_directory(shared):
+        journal.record("directory", path=shared)
     while path != "/" and not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)

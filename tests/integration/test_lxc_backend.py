@@ -36,6 +36,9 @@ def host_state(box: Sandbox) -> dict[str, object]:
         "loops": say("losetup", "--list", "--noheadings", "--output", "BACK-FILE"),
         "containers": say("lxc-ls", "--active"),
         "sockets": [path for path in unix if "anbox" in path or str(box.directory) in path],
+        "modes": {
+            path: oct(os.stat(path).st_mode) for path in ("/", "/sys", "/proc", "/dev", "/run", "/tmp")
+        },
         "run": sorted(str(path) for path in Path("/run").glob("anbox*")),
         "runtime": box.leftovers(),
         "processes": [line for line in box.processes() if "adb" not in line],
