@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ from twisted.application.service import IServiceMaker
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.plugin import getPlugins
 from twisted.python.failure import Failure
@@ -24,8 +25,8 @@ from anbox_tw.container.client import ContainerClient, ContainerClientService, c
 from anbox_tw.container.tap import Options, makeService
 from anbox_tw.errors import ConfigError, HostLacks, NotRunning
 from anbox_tw.network import RetryPolicy
-from anbox_tw.rpc import RemoteError
-from tests.support import REPOSITORY
+from anbox_tw.rpc import Channel, RemoteError
+from tests.support import REPOSITORY, need_root, need_tool
 
 reactor: Any = _reactor
 
@@ -146,19 +147,21 @@ class Command(ProcessProtocol):
             pass
 
 
-class CommandTests(TestCase):
+class CommandTestCase(TestCase):
+    """A directory, and managers in it that end with the test."""
+
     timeout = 60
+    backend = "process"
 
     def setUp(self) -> None:
         self.base = f"/tmp/anbox-tw-tap-{os.getpid()}-{id(self):x}"
         os.makedirs(f"{self.base}/run", mode=0o700)
+        os.chmod(self.base, 0o755)
         self.addCleanup(self.remove)
         self.socket = f"{self.base}/socket"
         self.commands: list[Command] = []
 
     def remove(self) -> None:
-        import shutil
-
         shutil.rmtree(self.base)
 
     async def end_all(self) -> None:
@@ -177,7 +180,7 @@ class CommandTests(TestCase):
             "-n",
             "--pidfile=",
         ]
-        arguments += ["anbox-container", "--backend=process", f"--runtime-dir={self.base}/run"]
+        arguments += ["anbox-container", f"--backend={self.backend}", f"--runtime-dir={self.base}/run"]
         arguments += [f"--data-path={self.base}/data", f"--socket={self.socket}", *more]
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
         reactor.spawnProcess(command, sys.executable, arguments, env=env, path=self.base)
@@ -190,6 +193,8 @@ class CommandTests(TestCase):
         self.addCleanup(client.close)
         return client
 
+
+class CommandTests(CommandTestCase):
     async def test_serves_and_stops_cleanly(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
             notified.bind(f"{self.base}/notify")
@@ -302,3 +307,82 @@ class CommandTests(TestCase):
             await client.start_container(init=["/nonexistent/init"])
         self.assertEqual(caught.exception.code, "ANBOX-C013")
         self.assertEqual((await client.container_info())["state"], "failed")
+
+
+class RootTests(CommandTestCase):
+    """A manager that is root, with the real lxc backend, and callers who are not."""
+
+    backend = "lxc"
+
+    def setUp(self) -> None:
+        need_root()
+        need_tool("lxc-start")
+        super().setUp()
+
+    async def client_as(self, uid: int) -> ContainerClient:
+        """A client that connected as another user: the kernel notes who connects, not who talks."""
+        channel = Channel(reactor, name=f"the manager, as uid {uid}")
+        with socket.socket(socket.AF_UNIX) as sock:
+            groups = os.getgroups()
+            os.setgroups([])
+            os.setegid(4000)
+            os.seteuid(uid)
+            try:
+                sock.connect(self.socket)
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+                os.setgroups(groups)
+            sock.setblocking(False)
+            factory = Factory.forProtocol(lambda: channel)
+            reactor.adoptStreamConnection(sock.fileno(), socket.AF_UNIX, factory)
+        client = ContainerClient(channel)
+        self.addCleanup(client.close)
+        return client
+
+    def file(self, name: str, uid: int) -> str:
+        path = f"{self.base}/{name}"
+        with open(path, "w") as file:
+            file.write(f"this is {name}\n")
+        os.chmod(path, 0o400)
+        os.chown(path, uid, 4000)
+        return path
+
+    async def refused(self, call: Deferred[Any], words: str) -> None:
+        with self.assertRaises(RemoteError) as caught:
+            await call
+        self.assertIn(words, str(caught.exception))
+
+    async def test_users_get_what_is_theirs(self) -> None:
+        command = self.run_command("--group=4000")
+        root = await self.client()
+        alice, bob = await self.client_as(4001), await self.client_as(4002)
+        hers, roots = self.file("hers", 4001), self.file("roots", 0)
+        await self.refused(
+            alice.start_container("alice", bind_mounts=[(roots, "mnt")]), f"{roots}: Permission denied"
+        )
+        init = ["/bin/sh", "-c", "cat /hers; exec sleep 1000"]
+        await alice.start_container("alice", bind_mounts=[(hers, "hers")], init=init)
+        info = await alice.container_info("alice")
+        self.assertEqual((info["state"], info["owner_uid"], info["owner_gid"]), ("running", 4001, 4000))
+        pid = info["pid"]
+        with open(f"/proc/{pid}/root/hers") as file:
+            self.assertEqual(file.read(), "this is hers\n")
+        self.assertNotEqual(os.stat(f"/proc/{pid}").st_uid, 0)
+        self.assertEqual(await bob.list_containers(), [])
+        await self.refused(bob.stop_container("alice"), "is not the one of uid 4002")
+        await self.refused(bob.start_container("alice"), "started by uid 4001")
+        await self.refused(bob.start_container("bob", backend="process"), "for administrators")
+        self.assertEqual([one["instance"] for one in await root.list_containers()], ["alice"])
+        await alice.close()
+        for _ in range(400):
+            if (await root.container_info("alice"))["state"] == "stopped":
+                break
+            await deferLater(reactor, 0.05)
+        self.assertFalse(os.path.exists(f"/proc/{pid}"))
+        await self.refused(bob.start_container("alice"), "belongs to uid 4001")
+        with open("/proc/self/mountinfo") as mounts:
+            self.assertNotIn(self.base, mounts.read())
+        command.signal("TERM")
+        await command.when_ended()
+        self.assertEqual(os.listdir(f"{self.base}/run/anbox"), [])
