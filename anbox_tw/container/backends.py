@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
 from anbox_tw.container.journal import UndoKinds
+from anbox_tw.container.lxc import LxcBackend
+from anbox_tw.container.lxc_undo import add_lxc_kinds
+from anbox_tw.container.process import ProcessBackend
 from anbox_tw.container.undo import default_kinds
 from anbox_tw.errors import ConfigError, HostLacks
 from anbox_tw.interfaces import IContainerBackend
@@ -40,11 +42,9 @@ def make_backends(
     if wanted not in BACKENDS:
         raise ConfigError(f"there is no backend {wanted[:32]!r}", f"choose one of {', '.join(BACKENDS)}")
     root = os.geteuid() == 0 if root is None else root
-    process = importlib.import_module("anbox_tw.container.process")
-    backends: dict[str, IContainerBackend] = {"process": process.ProcessBackend(reactor, isolation=isolation)}
-    lxc = _optional("anbox_tw.container.lxc")
-    if root and lxc is not None:
-        backends["lxc"] = lxc.LxcBackend(reactor)
+    backends: dict[str, IContainerBackend] = {"process": ProcessBackend(reactor, isolation=isolation)}
+    if root:
+        backends["lxc"] = LxcBackend(reactor)
     if wanted not in backends:
         raise HostLacks("the backend 'lxc' needs root", "start the manager as root, or use --backend process")
     return backends
@@ -52,15 +52,4 @@ def make_backends(
 
 def all_kinds() -> UndoKinds:
     """How everything that any backend makes is undone."""
-    kinds = default_kinds()
-    undo = _optional("anbox_tw.container.lxc_undo")
-    if undo is not None:
-        undo.add_lxc_kinds(kinds)
-    return kinds
-
-
-def _optional(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        return None
+    return add_lxc_kinds(default_kinds())

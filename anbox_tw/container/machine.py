@@ -215,6 +215,7 @@ class _Core:
         self.observers: list[Observer] = []
         self.start_waiters: list[Waiter] = []
         self.stop_waiters: list[Waiter] = []
+        self.stop_grace = limits.stop_grace
         self.since = now()
         self.phases: _Phases | None = None
         self.leftover: Diagnosis | None = None
@@ -334,7 +335,7 @@ class _Core:
         container = self.container
         if container is not None:
             try:
-                await phases.phase("stop", self.limits.stop, lambda: container.stop(self.limits.stop_grace))
+                await phases.phase("stop", self.limits.stop, lambda: container.stop(self.stop_grace))
             except Exception:
                 # What it made must be undone all the same, as far as it goes.
                 broken = self.diagnose(Failure(), "stop")
@@ -549,14 +550,19 @@ class ContainerMachine:
         self._inputs.start(waiter)
         return waiter
 
-    def stop(self) -> Deferred[None]:
+    def stop(self, grace: float | None = None) -> Deferred[None]:
         """Bring the container down, from whatever state.
+
+        Args:
+            grace: seconds that init gets to end by itself, 0 for none; None takes the limits' own. A stop
+                that is under way already keeps its own.
 
         Returns:
             Fires when nothing of it is left; at once if there is none. Fails with `DiagnosedError` when
             something could not be ended or undone; that is then tried again by the next start.
         """
         waiter: Waiter = Deferred(self._forget)
+        self._core.stop_grace = self._core.limits.stop_grace if grace is None else grace
         self._inputs.stop(waiter)
         return waiter
 

@@ -402,7 +402,7 @@ class ContainerManager:
         if instance is None or not instance.living:
             raise NotRunning(f"Container is not running: there is no instance {name!r}", "see anbox ps")
         self.authority.check_owner(caller, instance.owner.uid, name)
-        await self._end(instance)
+        await self._end(instance, 0.0 if force else None)
 
     def list(self, caller: Caller) -> list[Instance]:
         """The instances the caller may see, by name."""
@@ -473,7 +473,7 @@ class ContainerManager:
 
     # -- inside ------------------------------------------------------------------------------
 
-    async def _end(self, instance: Instance) -> None:
+    async def _end(self, instance: Instance, grace: float | None = None) -> None:
         instance.unwanted = True
         instance.forget_peer()
         machine = instance.machine
@@ -486,7 +486,7 @@ class ContainerManager:
             machine = instance.machine
         if machine is not None:
             try:
-                await machine.stop()
+                await machine.stop(grace)
             finally:
                 self._release(instance)
 

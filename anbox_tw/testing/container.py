@@ -22,12 +22,14 @@ class FakeContainer:
         spec: what it is to be.
         journal: of its instance.
         calls: ``prepare``, ``start``, ``stop`` in the order they came.
+        graces: what each stop was given, in seconds.
     """
 
     def __init__(self, backend: FakeBackend, spec: Any, journal: Any) -> None:
         self.spec = spec
         self.journal = journal
         self.calls: list[str] = []
+        self.graces: list[float] = []
         self._backend = backend
         self._waiting: list[Deferred[str]] = []
         self._ended: str | None = None
@@ -53,6 +55,7 @@ class FakeContainer:
 
     def stop(self, timeout: float) -> Deferred[None]:
         """See `IContainer`."""
+        self.graces.append(timeout)
         return self._phase("stop").addCallback(lambda _: self.end("stopped"))
 
     def end(self, description: str) -> None:

@@ -269,6 +269,13 @@ class LifetimeTests(Base):
         self.assertIn("SIGKILL", events[-1]["cause"])
         self.assertIn("Container is not running", self.text(client.stop_container()))
 
+    def test_forced_stop_gives_init_no_time(self) -> None:
+        client = self.connect()
+        for force in (False, True, False):
+            self.successResultOf(client.start_container())
+            self.successResultOf(client.stop_container(force=force))
+        self.assertEqual([one.graces for one in self.backend.containers], [[10.0], [0.0], [10.0]])
+
     def test_stop_of_what_does_not_run(self) -> None:
         error = self.failureResultOf(self.connect().stop_container("work"), RemoteError).value
         self.assertIn("Container is not running", str(error))
