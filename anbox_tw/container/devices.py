@@ -1,8 +1,8 @@
-"""Device nodes for containers: which ones may be given, and how they are made.
+"""Device nodes for containers: how they are made, and which are never given.
 
 Nodes of the host are never shared by default: the container gets nodes of its own, in the
 instance's run directory, with the owner and mode that Android expects. Where nodes cannot be made (no
-CAP_MKNOD), the host's own node is bound, if its path is on the list.
+CAP_MKNOD), the host's own node is bound.
 """
 
 from __future__ import annotations
@@ -22,26 +22,13 @@ from anbox_tw.container.idmap import IdMap
 from anbox_tw.container.journal import Journal
 
 __all__ = [
-    "ALLOWED",
-    "BASE_DEVICES",
     "BinderDevice",
     "DeviceNode",
     "allocate_binder",
-    "check_device",
+    "check_number",
     "device_rules",
     "make_node",
 ]
-
-BASE_DEVICES: dict[str, tuple[str, int]] = {
-    "console": ("console", 0o600),
-    "full": ("full", 0o666),
-    "null": ("null", 0o666),
-    "random": ("random", 0o666),
-    "tty": ("tty", 0o666),
-    "urandom": ("urandom", 0o666),
-    "zero": ("zero", 0o666),
-}
-"""Every container has these; LXC makes them itself (``lxc.autodev``)."""
 
 ANDROID_DEVICES: dict[str, tuple[str, int]] = {
     "tun": ("net/tun", 0o660),
@@ -50,24 +37,8 @@ ANDROID_DEVICES: dict[str, tuple[str, int]] = {
 }
 """Name in the container's ``/dev``: the host's node and its mode (``src/anbox/container/lxc_container.cpp``)."""
 
-ALLOWED = frozenset(
-    {
-        *(f"/dev/{node}" for node, _ in BASE_DEVICES.values()),
-        *(f"/dev/{node}" for node, _ in ANDROID_DEVICES.values()),
-        "/dev/tun",
-        "/dev/binder",
-        "/dev/hwbinder",
-        "/dev/vndbinder",
-        "/dev/dri/card0",
-        "/dev/dri/card1",
-        "/dev/dri/renderD128",
-        "/dev/dri/renderD129",
-        "/dev/kvm",
-        "/dev/uinput",
-        "/dev/uhid",
-    }
-)
-"""What a session may ask for. Nothing here lets a container reach the host's memory or disks."""
+FORBIDDEN = frozenset({(1, 1), (1, 2), (1, 4), (1, 11), (1, 12)})
+"""mem, kmem, port, kmsg and oldmem: with them a container is the host (Documentation/admin-guide/devices.txt)."""
 
 BINDER_CTL_ADD = 0xC1086201  # _IOWR('b', 1, struct binderfs_device), include/uapi/linux/android/binderfs.h
 BINDERFS_DEVICE = struct.Struct("256sII")  # its name, major and minor
@@ -82,36 +53,35 @@ class DeviceNode:
         target: path in the container, relative to its root.
         source: path on the host of the node that is bound there.
         number: device number.
-        block: a block device; otherwise a character device.
         note: what differs from what was asked for, or an empty string.
     """
 
     target: str
     source: str
     number: int
-    block: bool = False
     note: str = ""
 
     @property
     def rule(self) -> DeviceRule:
         """What the devices controller must let through."""
-        return DeviceRule("b" if self.block else "c", os.major(self.number), os.minor(self.number))
+        return DeviceRule("c", os.major(self.number), os.minor(self.number))
 
 
-def check_device(path: str) -> str:
-    """Give ``path`` back if a container may have it.
+def check_number(path: str, mode: int, number: int) -> None:
+    """Refuse what no container gets, whoever asks; who may ask for which of the others is decided elsewhere.
 
     Raises:
-        DiagnosedError: it may not (``ANBOX-C009``).
+        DiagnosedError: it is a disk, or the host's memory, or no device at all (``ANBOX-C009``).
     """
-    if path not in ALLOWED:
-        raise DiagnosedError.of(
-            "ANBOX-C009",
-            f"the device {path} is not given to containers",
-            "it is not on the list of harmless ones",
-            f"ask for one of {', '.join(sorted(ALLOWED))}",
-        )
-    return path
+    if stat.S_ISCHR(mode) and (os.major(number), os.minor(number)) not in FORBIDDEN:
+        return
+    why = "it is a disk" if stat.S_ISBLK(mode) else "it is the host's memory" if stat.S_ISCHR(mode) else ""
+    raise DiagnosedError.of(
+        "ANBOX-C009",
+        f"{path} is not given to containers" if why else f"{path} is not a device node",
+        why,
+        f"name a character device; check `ls -l {path}`",
+    )
 
 
 def make_node(
@@ -148,22 +118,20 @@ def make_node(
         status = os.stat(actual)
     except OSError:
         return None
-    block = stat.S_ISBLK(status.st_mode)
-    if not block and not stat.S_ISCHR(status.st_mode):
-        raise DiagnosedError.of("ANBOX-C009", f"{path} is not a device node", "", f"check `ls -l {path}`")
+    check_number(path, status.st_mode, status.st_rdev)
     node = f"{directory}/{path.removeprefix('/dev/').replace('/', '-')}"
     entry = journal.record("node", path=node)
     try:
         # os.makedev splits the minor number over both halves as the kernel does.
         device = os.makedev(os.major(status.st_rdev), os.minor(status.st_rdev))
-        mknod(node, (stat.S_IFBLK if block else stat.S_IFCHR) | 0o600, device)
+        mknod(node, stat.S_IFCHR | 0o600, device)
         os.chown(node, idmap.host_uid(0), idmap.host_gid(0))
         os.chmod(node, mode)
     except PermissionError as error:
         journal.done(entry)
         note = f"{path} is the host's own node, with its mode: {error.strerror}"
-        return DeviceNode(target, actual, status.st_rdev, block, note)
-    return DeviceNode(target, node, status.st_rdev, block)
+        return DeviceNode(target, actual, status.st_rdev, note)
+    return DeviceNode(target, node, status.st_rdev)
 
 
 def device_rules(nodes: list[DeviceNode]) -> tuple[DeviceRule, ...]:

@@ -31,7 +31,6 @@ from anbox_tw.container.devices import (
     ANDROID_DEVICES,
     DeviceNode,
     allocate_binder,
-    check_device,
     device_rules,
     make_node,
 )
@@ -228,7 +227,9 @@ class LxcContainer:
                 status = os.fstat(descriptor)
                 if stat.S_ISSOCK(status.st_mode):
                     self._let_in(descriptor, status, mount)
-                source = await self._staging.bind(descriptor, f"the bind mount's source {mount.source}")
+                source = await self._staging.bind(
+                    descriptor, f"the bind mount's source {mount.source}", read_only=mount.read_only
+                )
             finally:
                 os.close(descriptor)
             mounts.append(
@@ -268,7 +269,7 @@ class LxcContainer:
         """Make the container's nodes; their mount entries are added to ``mounts``."""
         wanted = {f"/dev/{node}": (f"dev/{name}", mode) for name, (node, mode) in ANDROID_DEVICES.items()}
         for device in self.spec.devices:
-            path = check_device(device.path)
+            path = device.path
             target = wanted[path][0] if path in wanted else path[1:]
             wanted[path] = (target, device.permission)
         directory = self._staging.directory("devices")

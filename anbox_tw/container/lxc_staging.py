@@ -183,13 +183,14 @@ class Staging:
             self.journal.done(entry)
             result.require(code, f"{what} could not be mounted")
 
-    async def bind(self, descriptor: int, what: str, *, name: str = "") -> str:
+    async def bind(self, descriptor: int, what: str, *, name: str = "", read_only: bool = False) -> str:
         """Bind what a descriptor is of, and nothing that may lie at its path by now.
 
         Args:
             descriptor: open, also with ``O_PATH``; stays open.
             what: for the error.
             name: of the mount point; the default is a number.
+            read_only: nothing can be changed through it.
 
         Returns:
             Path of the mount point.
@@ -203,20 +204,22 @@ class Staging:
             os.mkdir(target, 0o755)
         else:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        await self.mount(target, what, "--bind", f"/proc/{os.getpid()}/fd/{descriptor}", code="ANBOX-C008")
+        source = f"/proc/{os.getpid()}/fd/{descriptor}"
+        options = "bind,ro" if read_only else "bind"
+        await self.mount(target, what, "-o", options, source, code="ANBOX-C008")
         got = os.stat(target)
         if (got.st_dev, got.st_ino) != (wanted.st_dev, wanted.st_ino):
             raise DiagnosedError.of("ANBOX-C008", f"{what} was swapped while it was mounted")
         return target
 
-    async def bind_path(self, path: str, what: str, *, name: str = "") -> str:
+    async def bind_path(self, path: str, what: str, *, name: str = "", read_only: bool = True) -> str:
         """Bind what is at a path that nobody but root can change; see `bind`."""
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             raise DiagnosedError.of("ANBOX-C008", f"{what} cannot be opened", str(error)) from error
         try:
-            return await self.bind(descriptor, what, name=name)
+            return await self.bind(descriptor, what, name=name, read_only=read_only)
         finally:
             os.close(descriptor)
 

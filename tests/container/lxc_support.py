@@ -172,6 +172,16 @@ def run(*argv: str) -> str:
     return subprocess.run(argv, check=False, capture_output=True, text=True).stdout
 
 
+def remove_tree(path: str) -> None:
+    """Delete a test's directory, but never through a mount that a failed test has left in it."""
+    left = [line.split()[4] for line in read("/proc/self/mountinfo").splitlines() if f" {path}/" in line]
+    for target in reversed(left):
+        run("umount", "--lazy", target)
+    if not any(f" {path}/" in line for line in read("/proc/self/mountinfo").splitlines()):
+        shutil.rmtree(path)
+    assert not left, f"left mounted: {left}"
+
+
 def look_at(specs: list[ContainerSpec], bridge: str) -> dict[str, Any]:
     """All of the host that a container of ours could change."""
     unix = [line.split()[7:] for line in read("/proc/net/unix").splitlines()]
@@ -187,10 +197,12 @@ def look_at(specs: list[ContainerSpec], bridge: str) -> dict[str, Any]:
     for spec in specs:
         key = container_key(spec)
         found[spec.instance] = {
-            "groups": glob.glob(f"/sys/fs/cgroup/**/anbox.*.{key}", recursive=True),
+            "groups": glob.glob(f"/sys/fs/cgroup/anbox.*.{key}")
+            + glob.glob(f"/sys/fs/cgroup/*/anbox.*.{key}"),
             "unix": sorted(path[0] for path in unix if path and path[0].startswith(f"@{spec.data_path}")),
-            "run": sorted(glob.glob(f"{spec.run_path}/**", recursive=True)),
-            "locks": glob.glob(f"/run/lxc/lock{spec.data_path}/**", recursive=True),
+            # never recursive: the host's own root may be mounted below
+            "run": sorted(glob.glob(f"{spec.run_path}/*")),
+            "locks": glob.glob(f"/run/lxc/lock{spec.data_path}/*/.*"),
             "listed": run("lxc-ls", "-P", f"{spec.data_path}/containers", "-1").split(),
             "veth": veth_name(key) in run("ip", "-o", "link"),
         }
@@ -210,7 +222,7 @@ class LxcCase(TestCase):
         # Not in trial's own directory: an unprivileged container's root has to get to the rootfs in it.
         self.directory = tempfile.mkdtemp(prefix="anbox-lxc-test")
         os.chmod(self.directory, 0o711)
-        self.addCleanup(shutil.rmtree, self.directory)
+        self.addCleanup(remove_tree, self.directory)
         self.init = f"{self.directory}/init.py"
         with open(self.init, "w") as file:
             file.write(REPORT)

@@ -222,7 +222,7 @@ class HostRootfsTests(LxcCase):
         for more, code in (
             ({"bind_mounts": (BindMount(missing, "dev/x"),)}, "ANBOX-C008"),
             ({"bind_mounts": (BindMount("/etc/hosts", "bin/x"),)}, "ANBOX-C008"),
-            ({"devices": (Device("/dev/mem"),)}, "ANBOX-C009"),
+            ({"devices": (Device("/dev/kmsg"),)}, "ANBOX-C009"),
             ({"rootfs": missing}, "ANBOX-C002"),
             ({"rootfs": self.init}, "ANBOX-C002"),
             ({"rootfs": self.directory}, "ANBOX-C002"),
