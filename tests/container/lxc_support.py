@@ -9,18 +9,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from anbox_tw.container.commands import Commands
 from anbox_tw.container.journal import Journal, UndoContext
 from anbox_tw.container.lxc import LxcBackend, LxcContainer, container_key, veth_name
 from anbox_tw.container.lxc_undo import add_lxc_kinds
-from anbox_tw.container.machine import ContainerMachine
+from anbox_tw.container.machine import ContainerMachine, PhaseEvent, State
 from anbox_tw.container.network import ContainerNetwork
 from anbox_tw.container.spec import BindMount, ContainerSpec
 from anbox_tw.container.undo import default_kinds
@@ -170,6 +172,32 @@ class PipeFactory(Factory):
 def run(*argv: str) -> str:
     """Output of a tool, also of one that fails."""
     return subprocess.run(argv, check=False, capture_output=True, text=True).stdout
+
+
+async def until(machine: ContainerMachine, state: State) -> None:
+    """Wait for a state, at most 20 seconds."""
+    reached: Deferred[None] = Deferred()
+
+    def look(event: PhaseEvent) -> None:
+        if event.state is state and not reached.called:
+            reached.callback(None)
+
+    forget = machine.observe(look)
+    if machine.state is state and not reached.called:
+        reached.callback(None)
+    try:
+        await reached.addTimeout(20, default_reactor)
+    finally:
+        forget()
+
+
+async def soon(condition: Callable[[], bool]) -> bool:
+    """Whether something becomes true within five seconds that the kernel tells nobody of."""
+    for _ in range(250):
+        if condition():
+            return True
+        await deferLater(default_reactor, 0.02)
+    return False
 
 
 def remove_tree(path: str) -> None:

@@ -20,7 +20,7 @@ from anbox_tw.container.machine import State
 from anbox_tw.container.spec import BindMount, Device, NetworkSpec
 from anbox_tw.interfaces import IContainer, IContainerBackend
 from tests.container.doubles import a_journal, a_spec
-from tests.container.lxc_support import LxcCase, default_reactor, look_at, read, run
+from tests.container.lxc_support import LxcCase, default_reactor, look_at, read, run, until
 
 
 class InterfaceTests(SynchronousTestCase):
@@ -167,7 +167,7 @@ class HostRootfsTests(LxcCase):
             await machine.start()
         except DiagnosedError:
             pass
-        await machine.stop()
+        await until(machine, State.FAILED)
         failed = machine.failure
         assert failed is not None
         self.assertIn(failed.code, ("ANBOX-C012", "ANBOX-C014"))
@@ -181,7 +181,7 @@ class HostRootfsTests(LxcCase):
         exited = self.container(machine).when_exited()
         os.kill(machine.info()["pid"], 9)
         self.assertTrue(await exited)
-        await machine.stop()
+        await until(machine, State.FAILED)
         assert machine.failure is not None
         self.assertEqual(machine.failure.code, "ANBOX-C014")
 

@@ -18,7 +18,7 @@ from anbox_tw.container.lxc import container_key
 from anbox_tw.container.lxc_undo import add_lxc_kinds
 from anbox_tw.container.spec import ContainerSpec
 from anbox_tw.container.undo import default_kinds
-from tests.container.lxc_support import LxcCase, default_reactor, look_at
+from tests.container.lxc_support import LxcCase, default_reactor, look_at, soon
 from tests.support import REPOSITORY
 
 SOAK = os.environ.get("ANBOX_TW_SOAK") == "1"
@@ -141,11 +141,12 @@ class KilledManagerTests(VictimCase):
         socket, pipe = await self.session()
         spec = self.spec(socket)
         await self.killed(spec, "state", "running")
-        state = look_at([spec], self.bridge)["default"]
-        # The kernel ends it with its manager, before anybody undoes the rest.
-        self.assertEqual(state["unix"], [])
-        self.assertEqual(state["listed"], ["default"])
-        await self.undo(spec)
+        try:
+            # The kernel ends it with its manager, before anybody undoes the rest.
+            self.assertTrue(await soon(lambda: not look_at([spec], self.bridge)["default"]["unix"]))
+            self.assertEqual(look_at([spec], self.bridge)["default"]["listed"], ["default"])
+        finally:
+            await self.undo(spec)
 
     async def test_a_killed_lxc_start_leaves_nothing(self) -> None:
         socket, pipe = await self.session()
