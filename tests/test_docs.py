@@ -46,6 +46,7 @@ FOREIGN = {
     "printf",
     "true",
     "export",
+    "ln",
     "lxc-ls",
     "apt",
     "gcc",

@@ -21,6 +21,10 @@ from anbox_tw.adb.daemon._fds import FdReader
 __all__ = ["copy_out", "run_shell"]
 
 
+LOST_EXIT_CODE = 255
+"""What adb's own client exits with when the stream ends before the exit code has come."""
+
+
 def _write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
@@ -91,7 +95,7 @@ async def run_shell(reactor: Any, device: Device, command: str, *, pty: bool | N
         stdin: whether our standard input goes to it.
 
     Returns:
-        Its exit code; 0 if the device cannot tell.
+        Its exit code; 0 if the device cannot tell, 255 if the connection ended before it did.
     """
     local = stdin and os.isatty(0)
     if pty is None:
@@ -116,6 +120,8 @@ async def run_shell(reactor: Any, device: Device, command: str, *, pty: bool | N
             if feeding is not None:
                 feeding.close()
             session.close()
+    if session.framed and session.exit_code is None:
+        return LOST_EXIT_CODE
     return session.exit_code or 0
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
 __all__ = ["first_of", "pause", "run"]
@@ -16,14 +16,14 @@ __all__ = ["first_of", "pause", "run"]
 T = TypeVar("T")
 
 
-def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, patient: bool = False) -> T:
+def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T] | Deferred[T]], *, patient: bool = False) -> T:
     """Run ``main(reactor)`` to its end and return its result.
 
     SIGINT, SIGTERM and SIGHUP cancel it; the coroutine ends what it began and the program then exits with
     128 + the signal's number, unless the coroutine returned a result all the same.
 
     Args:
-        main: takes the reactor, returns a coroutine.
+        main: takes the reactor, returns a coroutine or a Deferred.
         patient: a second signal changes nothing, because what ends must end in order; otherwise it exits at once.
 
     Raises:
@@ -36,7 +36,7 @@ def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]], *, patient: boo
     caught: list[int] = []
 
     def begin() -> None:
-        work: Deferred[T] = Deferred.fromCoroutine(main(reactor))
+        work: Deferred[T] = ensureDeferred(main(reactor))
 
         def on_signal(number: int, frame: object) -> None:
             caught.append(number)

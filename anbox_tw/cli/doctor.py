@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 import click
 
 from anbox_tw.cli._run import run
-from anbox_tw.container.backends import BACKENDS, make_backends
-from anbox_tw.container.diagnosis import Probe
-from anbox_tw.errors import ExitCode, HostLacks
+from anbox_tw.container.backends import BACKENDS
+from anbox_tw.container.commands import Commands
+from anbox_tw.container.doctor import DoctorReport, examine
+from anbox_tw.container.probes import HostView
 
 __all__ = ["doctor"]
 
@@ -33,42 +33,24 @@ def doctor(backend: str, as_json: bool) -> int:
     The exit code is 6 when a backend that was named, or every one of them, cannot run.
     """
     wanted = list(BACKENDS) if backend == "all" else [backend]
-    found = run(lambda reactor: _probe(reactor, wanted))
-    able = [name for name, probes in found.items() if not any(probe.verdict == "missing" for probe in probes)]
+    report = run(
+        lambda reactor: examine(HostView(Commands(reactor), os.environ.get("XDG_RUNTIME_DIR")), wanted)
+    )
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    name: {"able": name in able, "probes": [probe.as_dict() for probe in probes]}
-                    for name, probes in found.items()
-                },
-                indent=2,
-            )
-        )
+        click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        _print(found, able)
-    return ExitCode.OK if able else ExitCode.HOST_LACKS
+        _print(report)
+    return report.exit_code
 
 
-async def _probe(reactor: Any, wanted: list[str]) -> dict[str, list[Probe]]:
-    found = {}
-    for name in wanted:
-        try:
-            probes = await make_backends(reactor, name)[name].probe()
-        except HostLacks as error:
-            probes = [Probe("root", os.geteuid() == 0, error.cause, error.cure or "run it as root")]
-        found[name] = probes
-    return found
-
-
-def _print(found: dict[str, list[Probe]], able: list[str]) -> None:
+def _print(report: DoctorReport) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    for name, probes in found.items():
-        verdict = "[green]can run here[/]" if name in able else "[red]cannot run here[/]"
+    for name, probes in report.backends.items():
+        verdict = "[green]can run here[/]" if report.ready(name) else "[red]cannot run here[/]"
         console.print(f"[bold]{name}[/]: {verdict}")
         table = Table(box=None, show_header=False, pad_edge=True)
         table.add_column(no_wrap=True)
