@@ -70,14 +70,14 @@ class RelayEndpoint:
         return self.relay.name
 
     def makeConnection(self, transport: Any) -> None:
-        """See `IProtocol`."""
+        """See ``IProtocol``."""
         self.transport = transport
 
     def connectionMade(self) -> None:
-        """See `IProtocol`."""
+        """See ``IProtocol``."""
 
     def connectionLost(self, reason: Failure) -> None:
-        """See `IProtocol`."""
+        """See ``IProtocol``."""
         if self.lost:
             return
         self.lost = True
@@ -85,18 +85,18 @@ class RelayEndpoint:
         self.relay.end_lost(self, reason)
 
     def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol`."""
+        """See ``IProtocol``."""
         raise NotImplementedError
 
     def readConnectionLost(self) -> None:
-        """See `IHalfCloseableProtocol`."""
+        """See ``IHalfCloseableProtocol``."""
         raise NotImplementedError
 
     def writeConnectionLost(self) -> None:
-        """See `IHalfCloseableProtocol`."""
+        """See ``IHalfCloseableProtocol``."""
 
     def logPrefix(self) -> str:
-        """See `ILoggingContext`."""
+        """See ``ILoggingContext``."""
         return self.relay.name
 
     def describe(self) -> dict[str, Any]:

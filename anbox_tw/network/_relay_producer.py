@@ -40,7 +40,7 @@ class ProducerEndpoint(RelayEndpoint):
             self.transport.resumeProducing()
 
     def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol`."""
+        """See ``IProtocol``."""
         relay = self.relay
         if not self._feeding:
             return
@@ -73,16 +73,16 @@ class ProducerEndpoint(RelayEndpoint):
     # a transport takes that for loseConnection, and the cause of the end would be lost.
 
     def pauseProducing(self) -> None:
-        """See `IPushProducer`."""
+        """See ``IPushProducer``."""
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """See `IPushProducer`."""
+        """See ``IPushProducer``."""
         if not self.lost:
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """See `IPushProducer`; the loss of the target follows and says why."""
+        """See ``IPushProducer``; the loss of the target follows and says why."""
 
     def shut(self) -> None:
         """See `RelayEndpoint`."""

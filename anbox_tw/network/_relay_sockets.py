@@ -19,15 +19,21 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IHalfCloseableDescriptor, IReactorFDSet, IReadWriteDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
+from anbox_tw.network.tracked import abort_transport
 
 if TYPE_CHECKING:
     from anbox_tw.network.relaying import Relay
 
-__all__ = ["MAX_PIPES", "PIPE_BYTES", "SocketEndpoint", "possible"]
+__all__ = ["MAX_PIPES", "PIPE_BYTES", "RawSocket", "SocketEndpoint", "possible"]
 
 # The first is what a UNIX socket and loopback TCP hand over in one read; the second is where larger reads gain
 # no more, and the bound of what one direction holds for a slow target.
@@ -50,6 +56,11 @@ _SMALL_PIPEFULS_TO_END_BULK: Final = 8
 
 # fcntl.h; SPLICE_F_MOVE | SPLICE_F_NONBLOCK. The names exist in Python since 3.11 only on some builds.
 _SPLICE_FLAGS: Final = 0x01 | 0x02
+# struct linger: on, 0 seconds
+_LINGER_NONE: Final = b"\1\0\0\0\0\0\0\0"
+_AF_UNIX: Final = int(socket.AF_UNIX)
+_ABORTED: Final = Failure(ConnectionAborted())
+_DONE: Final = Failure(CONNECTION_DONE)
 _F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 
 _view = memoryview(bytearray(0))
@@ -122,6 +133,135 @@ class _PipePool:
 pipes = _PipePool()
 
 
+class _Adopt(Factory):
+    noisy = False
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, addr: Any) -> Any:
+        return self._protocol
+
+
+def _nothing() -> None:
+    """What a descriptor does whose relay is over."""
+
+
+@implementer(IReadWriteDescriptor, IHalfCloseableDescriptor)
+class RawSocket:
+    """A connected socket as the reactor and the relay need it, and no more: a fifth of a Twisted transport's memory.
+
+    It owns the socket. There is no writing to it but by the relay.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "disconnected",
+        "disconnecting",
+        "doRead",
+        "doWrite",
+        "family",
+        "fileno",
+        "producer",
+        "protocol",
+        "reactor",
+        "socket",
+    )
+
+    def __init__(self, sock: socket.socket, reactor: Any) -> None:
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
+        self.socket = sock
+        self.fileno = sock.fileno
+        # each look at socket.family makes an enum member, which costs as much as a small send
+        self.family = int(sock.family)
+        self.reactor = reactor
+        self.protocol: Any = None
+        self.producer: Any = None
+        self.disconnecting = False
+        self.disconnected = False
+        self.doRead: Any = _nothing
+        self.doWrite: Any = _nothing
+
+    def startReading(self) -> None:
+        self.reactor.addReader(self)
+
+    def stopReading(self) -> None:
+        self.reactor.removeReader(self)
+
+    pauseProducing = stopReading
+
+    def startWriting(self) -> None:
+        self.reactor.addWriter(self)
+
+    def stopWriting(self) -> None:
+        self.reactor.removeWriter(self)
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        self.stopReading()
+        self.startWriting()
+
+    def abortConnection(self, at_once: bool = False) -> None:
+        if self.disconnected:
+            return
+        self.disconnected = True
+        self.stopReading()
+        self.stopWriting()
+        if self.family != _AF_UNIX:
+            try:
+                # by convention: a reset instead of an end
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+            except OSError:
+                pass
+        if at_once:
+            self._close(_ABORTED)
+        else:
+            self.reactor.callLater(0, self._close, _ABORTED)
+
+    def adopt(self, protocol: Any) -> Any:
+        """Give the socket to a Twisted transport of its own, for a peer that is none; returns that transport."""
+        made = _Adopt(protocol)
+        self.disconnected = True
+        self.reactor.adoptStreamConnection(self.fileno(), self.socket.family, made)
+        self.socket.close()
+        return protocol.transport
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        self.protocol.readConnectionLost()
+
+    def writeConnectionLost(self, reason: Failure) -> None:
+        """Part of ``IHalfCloseableDescriptor``; our side is ended by the relay itself."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        if not self.disconnected:
+            self.disconnected = True
+            self.stopReading()
+            self.stopWriting()
+            self._close(reason)
+
+    def _close(self, reason: Failure) -> None:
+        protocol, self.protocol = self.protocol, None
+        if protocol is not None:
+            self.socket.close()
+            protocol.connectionLost(reason)
+
+    def getHandle(self) -> socket.socket:
+        return self.socket
+
+    def getPeer(self) -> Any:
+        return _address(self.family, self.socket.getpeername())
+
+    def logPrefix(self) -> str:
+        return "relay"
+
+
+def _address(family: int, name: Any) -> Any:
+    if family == _AF_UNIX:
+        return UNIXAddress(name or None)
+    return (IPv6Address if family == socket.AF_INET6 else IPv4Address)("TCP", *name)
+
+
 def possible(a: Any, b: Any) -> bool:
     """Whether the relay can take both sockets over: plain ones, of one fd reactor, with nothing special queued."""
     return (
@@ -134,6 +274,8 @@ def possible(a: Any, b: Any) -> bool:
 
 
 def _plain(transport: Any) -> bool:
+    if isinstance(transport, RawSocket):
+        return True
     return (
         isinstance(transport, tcp.Connection)
         # a transport on which startTLS was called
@@ -172,7 +314,7 @@ class _SocketDirection(Direction):
 class SocketEndpoint(RelayEndpoint):
     """Reads its socket and writes at once to the peer's."""
 
-    __slots__ = ("_closing", "_sock")
+    __slots__ = ("_closing", "_sock", "_unix")
 
     direction: _SocketDirection
 
@@ -183,9 +325,11 @@ class SocketEndpoint(RelayEndpoint):
         self._sock: socket.socket
 
     def makeConnection(self, transport: Any) -> None:
-        """See `IProtocol`; takes the socket over."""
+        """See ``IProtocol``; takes the socket over."""
         super().makeConnection(transport)
         self._sock = transport.socket
+        family = transport.family if isinstance(transport, RawSocket) else transport.socket.family
+        self._unix = family == _AF_UNIX
         transport.pauseProducing()
         # whoever filled the transport until now is not asked for more
         transport.producer = None
@@ -197,11 +341,13 @@ class SocketEndpoint(RelayEndpoint):
         if self.lost or self.peer.lost:
             return
         direction, target = self.direction, self.peer.transport
-        direction.may_splice = self._sock.family != socket.AF_UNIX
+        direction.may_splice = not self._unix
         # what was written to the target before the relay and waits in its buffers goes first
-        queued = bytes(target.dataBuffer[target.offset :]) + b"".join(target._tempDataBuffer)
-        target.dataBuffer, target.offset = b"", 0
-        target._tempDataBuffer, target._tempDataLen = [], 0
+        queued = b""
+        if not isinstance(target, RawSocket):
+            queued = bytes(target.dataBuffer[target.offset :]) + b"".join(target._tempDataBuffer)
+            target.dataBuffer, target.offset = b"", 0
+            target._tempDataBuffer, target._tempDataLen = [], 0
         if self.relay.limited:
             allowed = self.relay.allowance()
             leftover, over = leftover[:allowed], len(leftover) >= allowed
@@ -214,19 +360,49 @@ class SocketEndpoint(RelayEndpoint):
         if over and not self.relay.ending:
             self.relay.limit_reached()
 
+    def abort(self, reason: str = "") -> None:
+        """See `RelayEndpoint`."""
+        if self.lost or self.transport is None:
+            return
+        if isinstance(self.transport, RawSocket):
+            self.transport.abortConnection(self.relay.at_once)
+        else:
+            abort_transport(self.transport)
+
+    def read_now(self) -> None:
+        """Read without waiting for the reactor to say that there is something; only outside of its calls for this end."""
+        if self.lost or self._closing or self.direction.pending or self.direction.eof:
+            return
+        why = self._do_read()
+        if why is CONNECTION_LOST:
+            # the error was taken from the socket by this read: the next would see a plain end
+            self.transport.connectionLost(Failure(CONNECTION_LOST))
+
     def shut(self) -> None:
         """See `RelayEndpoint`."""
         if self.lost or self._closing:
             return
         self._closing = True
+        incoming = self.peer.direction
+        if (
+            self.relay.at_once
+            and not incoming.pending
+            and (incoming.pipe is None or not incoming.pipe.filled)
+        ):
+            self.transport.connectionLost(_DONE)
+            return
         self.transport.stopReading()
         # the next turn flushes what is pending, if anything is, and closes
         self.transport.startWriting()
 
     def release(self) -> None:
         """See `RelayEndpoint`; also undoes the ring of references between transport and end."""
-        for own in ("doRead", "doWrite"):
-            self.transport.__dict__.pop(own, None)
+        transport = self.transport
+        if isinstance(transport, RawSocket):
+            transport.doRead = transport.doWrite = _nothing
+        else:
+            for own in ("doRead", "doWrite"):
+                transport.__dict__.pop(own, None)
         for direction in (self.direction, self.peer.direction):
             direction.pending = b""
             self._drop_pipe(direction)
@@ -283,7 +459,7 @@ class SocketEndpoint(RelayEndpoint):
                 direction.full = 0
                 pipe = pipes.take() if direction.may_splice else None
                 if pipe is not None:
-                    self._widen(target._sock)
+                    target._widen()
                     direction.pipe = pipe
                     return self._splice(direction, pipe)
                 direction.dose = LARGE_DOSE_BYTES
@@ -327,10 +503,9 @@ class SocketEndpoint(RelayEndpoint):
             return None
         return None
 
-    @staticmethod
-    def _widen(sock: socket.socket) -> None:
-        if sock.family == socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_SNDBUF_BYTES)
+    def _widen(self) -> None:
+        if self._unix:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_SNDBUF_BYTES)
 
     @staticmethod
     def _drop_pipe(direction: _SocketDirection) -> None:
@@ -339,7 +514,7 @@ class SocketEndpoint(RelayEndpoint):
             pipes.give_back(pipe)
 
     def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol`; nothing comes this way while the sockets are the relay's."""
+        """See ``IProtocol``; nothing comes this way while the sockets are the relay's."""
 
     def readConnectionLost(self) -> None:
         """The source has ended its side; the target learns it behind what is pending."""
@@ -348,7 +523,10 @@ class SocketEndpoint(RelayEndpoint):
         self.transport.stopReading()
         if not direction.pending and (direction.pipe is None or not direction.pipe.filled):
             self._drop_pipe(direction)
+            # the reactor is done with this socket when it calls this: both may be closed now, not in the next turn
+            self.relay.at_once = True
             self.peer._end_output()
+            self.relay.at_once = False
 
     # -- writing: what is pending from the peer to this socket
 
@@ -422,7 +600,7 @@ class SocketEndpoint(RelayEndpoint):
         source = self.peer
         if not source.lost:
             source.transport.stopReading()
-            if source._sock.family == socket.AF_UNIX:
+            if source._unix:
                 try:
                     # a UNIX peer learns at its next write that nobody listens
                     source._sock.shutdown(socket.SHUT_RD)

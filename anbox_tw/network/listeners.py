@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet import tcp, unix
+from twisted.internet.abstract import isIPAddress
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
@@ -22,11 +23,17 @@ from anbox_tw.network._published import PublishedSocket, check_path
 from anbox_tw.network.connections import CLOSE_GRACE_S, Connections
 from anbox_tw.network.credentials import describe_process
 from anbox_tw.network.ports import holder_of_port
+from anbox_tw.network.relaying import ForwardCreator
 from anbox_tw.network.socket_connection import SocketConnection
 from anbox_tw.network.tracked import TrackedProtocol, abort_transport
 
 __all__ = ["BACKLOG", "CreatorFactory", "EndpointListener", "TcpListener", "UnixListener"]
 
+# accepted in one turn before the other descriptors get theirs
+_ACCEPTS_AT_ONCE = 64
+# no descriptor or memory is left for one more
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_ROOM_WAIT_S = 0.1
 # connections that the kernel completes while the reactor is busy; the kernel cuts it to net.core.somaxconn
 BACKLOG = 128
 
@@ -90,6 +97,18 @@ class CreatorFactory(Factory):
         tracked.on_lost(self.registry.remove)
         return tracked
 
+    def serve_socket(self, sock: socket.socket, address: Any, port: Any, number: int) -> None:
+        """Serve a socket that was just accepted, if it can be without a transport; else with one, as Twisted does."""
+        if self._no_delay:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self.registry.full and self.creator.forward_socket(sock, self.registry):  # type: ignore[attr-defined]  # a ForwardCreator
+            return
+        protocol = self.buildProtocol(port._buildAddr(address))
+        if protocol is None:
+            sock.close()
+        else:
+            protocol.makeConnection(port.transport(sock, protocol, address, port, number, port.reactor))
+
     def _made(self, connection: TrackedProtocol) -> None:
         transport: Any = connection.transport
         if self._no_delay and hasattr(transport, "setTcpNoDelay"):
@@ -127,6 +146,9 @@ class _Listener(Service):
     def _factory(self, *, tcp_no_delay: bool = False) -> CreatorFactory:
         return CreatorFactory(self.creator, self.connections, self.connection_name, tcp_no_delay=tcp_no_delay)
 
+    def _quick(self) -> bool:
+        return isinstance(self.creator, ForwardCreator)
+
     def _listen(self) -> None:
         raise NotImplementedError
 
@@ -158,6 +180,47 @@ class _Listener(Service):
         self._log.failure("{name}: closing the listening socket failed", failure, name=self.connection_name)
 
 
+class _QuickAccept:
+    """Mix-in for a Twisted port whose creator is a `ForwardCreator`: sockets go to it as they are."""
+
+    _log = Logger()
+    factory: Any
+    socket: Any
+    reactor: Any
+    sessionno: int
+
+    def doRead(self) -> None:
+        """Accept what waits, some at a time."""
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                sock, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    # the caller has left already
+                    continue
+                # The next accept would fail too, and the listening socket stays readable: wait.
+                self._log.warn("cannot accept: {error}", error=error.strerror)
+                self.stopReading()  # type: ignore[attr-defined]  # the port's
+                self.reactor.callLater(_NO_ROOM_WAIT_S, self._accept_again)
+                return
+            self.sessionno += 1
+            try:
+                self.factory.serve_socket(sock, address, self, self.sessionno)
+            except Exception:
+                self._log.failure("a connection could not be served")
+                sock.close()
+
+    def _accept_again(self) -> None:
+        if self.connected and not self.disconnecting:  # type: ignore[attr-defined]  # the port's
+            self.startReading()  # type: ignore[attr-defined]  # the port's
+
+
+class _QuickTcpPort(_QuickAccept, tcp.Port):
+    """Twisted's TCP port with a quicker accept."""
+
+
 class _PublishedPort(unix.Port):
     """Twisted's UNIX port over a socket that was published by us, and whose path only we may remove."""
 
@@ -170,6 +233,10 @@ class _PublishedPort(unix.Port):
         # while the socket is open: until the path is gone nobody may take it for stale
         self._published.withdraw()
         tcp.Port.connectionLost(self, reason)
+
+
+class _QuickPublishedPort(_QuickAccept, _PublishedPort):
+    """The same with a quicker accept."""
 
 
 class UnixListener(_Listener):
@@ -217,7 +284,8 @@ class UnixListener(_Listener):
 
     def _listen(self) -> None:
         published = PublishedSocket.publish(self.path, mode=self._mode, uid=self._uid, gid=self._gid)
-        port = _PublishedPort(published, self._mode, self._factory(), self._reactor)
+        kind = _QuickPublishedPort if self._quick() else _PublishedPort
+        port = kind(published, self._mode, self._factory(), self._reactor)
         try:
             port.startListening()
         except Exception as error:
@@ -282,14 +350,29 @@ class TcpListener(_Listener):
             with self._socket as listening:
                 if listening.fileno() < 0:
                     raise NetworkError(f"the socket given for TCP port {self._wanted} is closed")
-                self._port = self._reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
+                self._port = self._adopt(listening, factory)
             return
+        quick = self._quick() and isIPAddress(self.interface)
         try:
-            self._port = self._reactor.listenTCP(
-                self._wanted, factory, backlog=BACKLOG, interface=self.interface
-            )
+            if quick:
+                port = _QuickTcpPort(self._wanted, factory, BACKLOG, self.interface, self._reactor)
+                port.startListening()
+                self._port = port
+            else:
+                self._port = self._reactor.listenTCP(
+                    self._wanted, factory, backlog=BACKLOG, interface=self.interface
+                )
         except CannotListenError as error:
             raise self._explain(error) from error
+
+    def _adopt(self, listening: socket.socket, factory: CreatorFactory) -> Any:
+        if not self._quick() or listening.family != socket.AF_INET:
+            return self._reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
+        port = _QuickTcpPort._fromListeningDescriptor(
+            self._reactor, listening.fileno(), listening.family, factory
+        )
+        port.startListening()
+        return port
 
     def _explain(self, error: CannotListenError) -> AnboxError:
         where = f"TCP port {self._wanted} of {self.interface or 'all interfaces'}"

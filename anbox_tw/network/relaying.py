@@ -7,6 +7,7 @@ with ``splice(2)``. Everything else (TLS, in-memory transports) is joined as pro
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, IReactorFDSet
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,13 +25,13 @@ from anbox_tw.errors import NetworkError
 from anbox_tw.interfaces import IConnectionCreator
 from anbox_tw.network import _relay_producer, _relay_sockets
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
+from anbox_tw.network._relay_sockets import RawSocket, SocketEndpoint
 from anbox_tw.network.connections import CLOSE_GRACE_S, Connections, ITrackedConnection, next_connection_id
+from anbox_tw.network.connectors import EndpointConnector, UnixConnector
 from anbox_tw.network.tracked import abort_transport, hand_over
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
-
-    from anbox_tw.network.connectors import EndpointConnector
 
 __all__ = [
     "ForwardCreator",
@@ -48,6 +49,16 @@ __all__ = [
 MAX_LEFTOVER_BYTES: Final = 1024 * 1024
 # how many times within the idle time the counters are looked at: an idle stream ends at most a quarter late
 _IDLE_CHECKS: Final = 4
+
+# of `relay`, for relays that are made without it
+_DEFAULTS: Final[dict[str, Any]] = {
+    "idle_timeout": None,
+    "max_bytes": None,
+    "max_duration": None,
+    "close_grace": CLOSE_GRACE_S,
+    "on_close": None,
+    "half_close": True,
+}
 
 RelayStrategy = Literal["auto", "sockets", "producer"]
 
@@ -151,7 +162,35 @@ class Relay:
         id: unique in this process, among connections too.
         name: for lists and logs.
         strategy: ``sockets`` or ``producer``: what was chosen.
+        at_once: set by an end while both may be closed within the call.
     """
+
+    # a relay is kept small: there may be thousands
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_duration_timer",
+        "_ended_after",
+        "_ends",
+        "_grace",
+        "_half_close",
+        "_idle_timeout",
+        "_max_bytes",
+        "_max_duration",
+        "_on_close",
+        "_registries",
+        "_result",
+        "_seen",
+        "_since",
+        "_still",
+        "_timer",
+        "_verdict",
+        "_waiters",
+        "at_once",
+        "id",
+        "name",
+        "strategy",
+    )
 
     _log = Logger()
 
@@ -165,32 +204,44 @@ class Relay:
         max_duration: float | None,
         close_grace: float,
         on_close: Callable[[RelayResult], None] | None,
-        registry: Connections | None,
+        registries: tuple[Connections, ...],
         half_close: bool,
     ) -> None:
         """Not for callers: use `relay`."""
         self.id = next_connection_id()
         self.name = name
         self.strategy = "producer"
-        self.result: RelayResult | None = None
+        self._result: RelayResult | None = None
+        self._ended_after = -1.0
         self._clock = clock
         self._idle_timeout = idle_timeout
         self._max_bytes = max_bytes
         self._max_duration = max_duration
         self._grace = close_grace
         self._on_close = on_close
-        self._registry = registry
+        self._registries = registries
+        self.at_once = False
         self._half_close = half_close
         self._ends: tuple[RelayEndpoint, RelayEndpoint]
-        self._waiters: list[Deferred[RelayResult]] = []
+        self._waiters: list[Deferred[RelayResult]] | None = None
         self._timer: IDelayedCall | None = None
         self._duration_timer: IDelayedCall | None = None
         self._still = 0
         self._seen = 0
         self._since = clock.seconds()
-        self._verdict: tuple[RelayEnd, Literal["a", "b"] | None, str] | None = None
+        self._verdict: tuple[RelayEnd, Literal["a", "b"] | None, str | Failure] | None = None
 
     # -- for callers
+
+    @property
+    def result(self) -> RelayResult | None:
+        """How it ended, or None while it runs."""
+        if self._result is None and self._ended_after >= 0 and self._verdict is not None:
+            # made when somebody asks: most are not asked
+            end, side, reason = self._verdict
+            text = reason if isinstance(reason, str) else f"{side}: {reason.getErrorMessage()}"
+            self._result = RelayResult(end, side, text, self.counters, self._ended_after)
+        return self._result
 
     @property
     def counters(self) -> RelayCounters:
@@ -200,9 +251,12 @@ class Relay:
 
     def when_done(self) -> Deferred[RelayResult]:
         """A Deferred of the caller's own that fires with the result when both connections are gone; never fails."""
-        if self.result is not None:
-            return succeed(self.result)
+        result = self.result
+        if result is not None:
+            return succeed(result)
         # one waiter that is cancelled does not end the relay
+        if self._waiters is None:
+            self._waiters = []
         waiter: Deferred[RelayResult] = Deferred(self._waiters.remove)
         self._waiters.append(waiter)
         return waiter
@@ -287,12 +341,15 @@ class Relay:
             if reason.check(ConnectionDone):
                 self.finish(RelayEnd.FINISHED, side, f"{side} closed")
             else:
-                self.finish(RelayEnd.RESET, side, f"{side}: {reason.getErrorMessage()}", abort=True)
-        if all(other.lost for other in self._ends):
+                # the reactor is done with the socket that was lost: the other may be closed now
+                self.at_once = True
+                self.finish(RelayEnd.RESET, side, reason, abort=True)
+                self.at_once = False
+        if self._ends[0].lost and self._ends[1].lost:
             self._done()
 
     def finish(
-        self, end: RelayEnd, side: Literal["a", "b"] | None, reason: str, *, abort: bool = False
+        self, end: RelayEnd, side: Literal["a", "b"] | None, reason: str | Failure, *, abort: bool = False
     ) -> None:
         """Begin the end; the first call decides its cause."""
         if self._verdict is not None:
@@ -300,13 +357,13 @@ class Relay:
         self._verdict = (end, side, reason)
         self._cancel_timers()
         # closing one end may close the other within the call: both are asked all the same
-        if not abort:
-            self._timer = self._clock.callLater(self._grace, self._grace_over)
         for each in self._ends:
             if abort:
                 each.abort()
             else:
                 each.shut()
+        if self._ended_after < 0 and not abort:
+            self._timer = self._clock.callLater(self._grace, self._grace_over)
 
     # -- inside
 
@@ -338,22 +395,25 @@ class Relay:
             end.abort()
 
     def _done(self) -> None:
-        if self.result is not None:
+        if self._ended_after >= 0:
             return
-        assert self._verdict is not None
-        self._cancel_timers()
-        end, side, reason = self._verdict
-        self.result = RelayResult(end, side, reason, self.counters, self._clock.seconds() - self._since)
-        if self._registry is not None:
-            self._registry.remove(self)
-        waiters, self._waiters = self._waiters, []
+        if self._timer is not None or self._duration_timer is not None:
+            self._cancel_timers()
+        self._ended_after = self._clock.seconds() - self._since
+        for registry in self._registries:
+            registry.remove(self)
+        if self._on_close is None and self._waiters is None:
+            return
+        result = self.result
+        assert result is not None
+        waiters, self._waiters = self._waiters or (), None
         try:
             if self._on_close is not None:
-                self._on_close(self.result)
+                self._on_close(result)
         except Exception:
             self._log.failure("{name}: on_close failed", name=self.name)
         for waiter in waiters:
-            waiter.callback(self.result)
+            waiter.callback(result)
 
 
 def relay(
@@ -368,7 +428,7 @@ def relay(
     leftover_a: bytes = b"",
     leftover_b: bytes = b"",
     name: str = "relay",
-    registry: Connections | None = None,
+    registry: Connections | tuple[Connections, ...] | None = None,
     close_grace: float = CLOSE_GRACE_S,
     half_close: bool = True,
     strategy: RelayStrategy = "auto",
@@ -379,8 +439,9 @@ def relay(
     off. Memory is bounded: a side that does not read stops the other from being read.
 
     Args:
-        a: a connected transport, or a connected protocol whose ``transport`` is taken; a `RelayProtocol` has waited
-            for this. The protocol that had the transport hears nothing more; a listener that tracks it goes on.
+        a: a connected ``socket.socket``, which belongs to the relay from then on; or a connected transport; or a
+            connected protocol whose ``transport`` is taken, a `RelayProtocol` has waited for this. The protocol that
+            had the transport hears nothing more; a listener that tracks it goes on.
         b: likewise.
         clock: the reactor.
         idle_timeout: end the relay when no byte moved for so many seconds (at most a quarter later).
@@ -390,7 +451,7 @@ def relay(
         leftover_a: bytes that were read from ``a`` already and belong to ``b``.
         leftover_b: bytes that were read from ``b`` already and belong to ``a``.
         name: for lists and logs.
-        registry: where the relay is listed while it runs.
+        registry: where the relay is listed while it runs; one registry or several.
         close_grace: seconds a peer may take to read the rest at the end.
         half_close: whether one side may go on when the other has ended its own; without it the end of either
             side ends the relay, once what it sent is delivered.
@@ -400,6 +461,7 @@ def relay(
         NetworkError: one of them is not connected, the registry is full, or ``strategy="sockets"`` is impossible.
             Both are then as before, and the caller's.
     """
+    registries = registry if isinstance(registry, tuple) else () if registry is None else (registry,)
     transports: list[Any] = []
     leftovers = [leftover_a, leftover_b]
     ended = [False, False]
@@ -409,11 +471,21 @@ def relay(
                 raise NetworkError(f"{'ab'[index]} is already lost: {side.lost.getErrorMessage()}")
             leftovers[index] = side.leftover + leftovers[index]
             ended[index] = side.ended
-        transport: Any = getattr(side, "transport", None) if IProtocol.providedBy(side) else side
+        transport: Any
+        if isinstance(side, socket.socket):
+            transport = RawSocket(side, _reactor_of(clock, b if side is a else a))
+        else:
+            transport = getattr(side, "transport", None) if IProtocol.providedBy(side) else side
         if transport is None or getattr(transport, "disconnected", False):
             raise NetworkError(f"{'ab'[index]} is not connected")
         transports.append(transport)
     possible = _relay_sockets.possible(*transports)
+    if not possible or strategy == "producer":
+        if strategy != "sockets":
+            transports = [
+                each.adopt(RelayProtocol()) if isinstance(each, RawSocket) else each for each in transports
+            ]
+        possible = False
     if strategy == "sockets" and not possible:
         raise NetworkError(
             "these transports are not plain sockets of one reactor that the relay could take over"
@@ -426,17 +498,16 @@ def relay(
         max_duration=max_duration,
         close_grace=close_grace,
         on_close=on_close,
-        registry=registry,
+        registries=registries,
         half_close=half_close,
     )
     kind: type[RelayEndpoint]
-    if possible and strategy != "producer":
+    if possible:
         new.strategy = "sockets"
         kind = _relay_sockets.SocketEndpoint
     else:
         kind = _relay_producer.ProducerEndpoint
-    if registry is not None:
-        registry.add(new)
+    _enlist(new, registries)
     ends = kind(new), kind(new)
     ends[0].peer, ends[1].peer = ends[1], ends[0]
     new.start(*ends)
@@ -445,6 +516,28 @@ def relay(
     for end, leftover, at_end in zip(ends, leftovers, ended, strict=True):
         end.begin(leftover, at_end)
     return new
+
+
+def _enlist(new: Relay, registries: tuple[Connections, ...]) -> None:
+    for number, each in enumerate(registries):
+        try:
+            each.add(new)
+        except NetworkError:
+            for added in registries[:number]:
+                added.remove(new)
+            raise
+
+
+def _reactor_of(clock: Any, other: Any) -> Any:
+    # a test's clock is no reactor: the other side has one then
+    for holder in (
+        clock,
+        getattr(other, "reactor", None),
+        getattr(getattr(other, "transport", None), "reactor", None),
+    ):
+        if IReactorFDSet.providedBy(holder):
+            return holder
+    raise NetworkError("a socket can only be relayed by a reactor: give it as the clock")
 
 
 @implementer(IConnectionCreator)
@@ -479,10 +572,61 @@ class ForwardCreator:
         self._name = name
         self._registry = registry
         self._options = options
+        # what `Relay` itself takes; the rest is for `relay`, and the usual way
+        self._plain = {**_DEFAULTS, **options}
+        strategy = self._plain.pop("strategy", "auto")
+        self._quick = (
+            isinstance(connector, UnixConnector)
+            and strategy != "producer"
+            and self._plain.keys() == _DEFAULTS.keys()
+            and IReactorFDSet.providedBy(clock)
+        )
 
     def create_connection_for(self, address: IAddress) -> IProtocol:
         """See `IConnectionCreator`."""
         return _Forwarded(self)
+
+    def forward_socket(self, sock: socket.socket, registry: Connections) -> bool:
+        """Relay a socket that was just accepted, without a transport of its own.
+
+        Only where the target is a UNIX socket that takes the connection at once, as they do: no waiting, no name to
+        look up.
+
+        Args:
+            sock: accepted; belongs to the relay when this returns True.
+            registry: of the listener.
+
+        Returns:
+            Whether it was done; if not, nothing has happened, and the usual way may try.
+        """
+        if not self._quick:
+            return False
+        assert isinstance(self._connector, UnixConnector)
+        target = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if target.connect_ex(self._connector.path):
+            target.close()
+            return False
+        registries = (registry,) if self._registry is None else (registry, self._registry)
+        new = Relay(self._clock, name=self._name, registries=registries, **self._plain)
+        try:
+            _enlist(new, registries)
+        except NetworkError as error:
+            self._log.warn("{name}: {error}", name=self._name, error=error)
+            target.close()
+            return False
+        new.strategy = "sockets"
+        a, b = SocketEndpoint(new), SocketEndpoint(new)
+        a.peer, b.peer = b, a
+        new.start(a, b)
+        for end, each in ((a, sock), (b, target)):
+            raw = RawSocket(each, self._clock)
+            raw.protocol = end
+            end.makeConnection(raw)
+        b.begin(b"", False)
+        # the caller's first words are often here by now
+        a.begin(b"", False)
+        a.read_now()
+        return True
 
     def connect(self, accepted: _Forwarded) -> None:
         """Connect to the target and relay; logs what fails."""

@@ -138,7 +138,7 @@ class SocketConnection(Protocol):
             self._begin_close(Failure(ConnectionDone("the peer closed")))
 
     def writeConnectionLost(self) -> None:
-        """Our side was ended by `end_output`."""
+        """Our side was ended."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._lost:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import hashlib
 import os
+import random
 import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -32,6 +35,7 @@ from anbox_tw.network import (
     DelegateCreator,
     ForwardCreator,
     ITrackedConnection,
+    PortAllocator,
     Relay,
     RelayEnd,
     RelayProtocol,
@@ -59,6 +63,7 @@ class Pair:
 class RelayTestCase(NetworkTestCase):
     strategy: Any = "producer"
     kinds = ("tcp", "unix")
+    raw = False
 
     def setUp(self) -> None:
         super().setUp()
@@ -96,7 +101,14 @@ class RelayTestCase(NetworkTestCase):
             far.settimeout(10)
             self.addCleanup(far.close)
         options.setdefault("clock", self.reactor)
-        pair.relay = relay(self.adopt(near_a), self.adopt(near_b), strategy=self.strategy, **options)
+        if self.raw:
+            # a socket needs the reactor; where the clock is a fake one, the other side's transport knows it
+            fake = options["clock"] is not self.reactor
+            a: Any = near_a
+            b: Any = self.adopt(near_b) if fake else near_b
+        else:
+            a, b = self.adopt(near_a), self.adopt(near_b)
+        pair.relay = relay(a, b, strategy=self.strategy, **options)
         self.assertEqual(pair.relay.strategy, self.strategy)
         self.addCleanup(self.finish, pair.relay)
         return pair
@@ -531,6 +543,101 @@ class SocketsTcpUnixTests(Behaviour, RelayTestCase):
         await sending
 
 
+class RawTcpUnixTests(Behaviour, RelayTestCase):
+    strategy = "sockets"
+    raw = True
+
+
+class RawUnixTcpTests(Behaviour, RelayTestCase):
+    strategy = "sockets"
+    raw = True
+    kinds = ("unix", "tcp")
+
+
+class RawProducerTests(Behaviour, RelayTestCase):
+    """Sockets are given transports where the relay cannot use them as they are."""
+
+    raw = True
+
+
+class HalfCloseTests(RelayTestCase):
+    """``half_close=False``: the end of one side is the end of both, once what it sent is delivered."""
+
+    async def test_end_of_either_side(self) -> None:
+        for self.strategy in ("producer", "sockets"):
+            for first, second in (("a", "b"), ("b", "a")):
+                pair = self.make(half_close=False)
+                ender, other = getattr(pair, first), getattr(pair, second)
+                ender.sendall(b"the last word" * 1000)
+                ender.shutdown(socket.SHUT_WR)
+                self.assertEqual(await deferToThread(read_all, other), b"the last word" * 1000)
+                result = await pair.relay.when_done()
+                self.assertEqual((result.end, result.side), (RelayEnd.FINISHED, first))
+
+
+class ManyStreamsTests(RelayTestCase):
+    """Random sizes and half-closes, many at once. ``ANBOX_TW_STREAMS`` says how many; 1,000 are run by hand."""
+
+    strategy = "sockets"
+
+    async def test_streams(self) -> None:
+        count = int(os.environ.get("ANBOX_TW_STREAMS", "80"))
+        dice = random.Random(4)
+        swappers = Connections(2 * count, clock=self.reactor)
+        self.start(
+            UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Swapper()), registry=swappers)
+        )
+        creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
+        registry = Connections(2 * count, clock=self.reactor)
+        service = self.start(TcpListener(self.reactor, 0, creator, registry=registry))
+        plans = [(dice.randrange(1, 200_000), dice.random() < 0.5) for _ in range(count)]
+
+        def run(part: list[tuple[int, bool]]) -> list[bool]:
+            good = []
+            streams = [socket.create_connection(("127.0.0.1", service.get_port()), timeout=30) for _ in part]
+            for stream, (size, _) in zip(streams, part, strict=True):
+                stream.sendall(struct.pack("!I", size) + b"\x5a" * min(size, 20_000))
+            for stream, (size, half) in zip(streams, part, strict=True):
+                writer = threading.Thread(target=finish_sending, args=(stream, size, half))
+                writer.start()
+                got = read_exactly(stream, size) if not half else read_all(stream)
+                writer.join()
+                good.append(got == b"\xa5" * size)
+                stream.close()
+            return good
+
+        parts = [plans[number::4] for number in range(4)]
+        results = await gatherResults([deferToThread(run, part) for part in parts])
+        self.assertEqual([all(part) for part in results], [True] * 4)
+        await wait_until(lambda: len(service.connections) == 0)
+        self.assertEqual(_relay_sockets.pipes.in_use, 0)
+
+
+def finish_sending(stream: socket.socket, size: int, half: bool) -> None:
+    stream.sendall(b"\x5a" * max(0, size - 20_000))
+    if half:
+        stream.shutdown(socket.SHUT_WR)
+
+
+class Swapper(Recorder):
+    """Sends the complement of each byte back behind a length, and ends where its peer ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        if len(self.head) < 4:
+            missing = 4 - len(self.head)
+            self.head, data = self.head + data[:missing], data[missing:]
+        self.transport.write(
+            bytes(byte ^ 0xFF for byte in data) if len(set(data)) > 1 else b"\xa5" * len(data)
+        )
+
+    def readConnectionLost(self) -> None:
+        self.transport.loseConnection()
+
+
 class SocketsTcpTcpTests(Behaviour, RelayTestCase):
     strategy = "sockets"
     kinds = ("tcp", "tcp")
@@ -686,6 +793,119 @@ class ForwardTests(NetworkTestCase):
         await service.stopService()
         await wait_until(lambda: len(self.registry) == 0)
         self.assertEqual(await deferToThread(read_all, client), b"")
+
+    async def test_unix_to_unix_without_transports(self) -> None:
+        self.start(
+            UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Recorder(lambda data: data)))
+        )
+        creator = ForwardCreator(
+            UnixConnector(self.reactor, self.path()), clock=self.reactor, strategy="auto"
+        )
+        service = self.start(UnixListener(self.reactor, self.path("front"), creator))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self.path("front"))
+            client.sendall(b"hello")
+            self.assertEqual(await deferToThread(read_exactly, client, 5), b"hello")
+            (running,) = service.connections
+            self.assertIsInstance(running, Relay)
+            self.assertIn("UNIXAddress", running.describe()["b"])
+            await service.stopService()
+            self.assertEqual(await deferToThread(read_all, client), b"")
+        self.assertEqual(os.listdir(self.directory), ["socket"])
+
+    async def test_target_that_comes_later(self) -> None:
+        """Nobody is there yet: the retry policy of the connector goes on as it does without the quick way."""
+        _, client = await self.start_forward(
+            UnixConnector(self.reactor, self.path(), retry=RetryPolicy(first_delay=0.01, max_delay=0.02))
+        )
+        client.sendall(b"patience")
+        await deferLater(self.reactor, 0.05)
+        self.start(
+            UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Recorder(lambda data: data)))
+        )
+        self.assertEqual(await deferToThread(read_exactly, client, 8), b"patience")
+
+    async def test_listener_limit(self) -> None:
+        self.start(UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Recorder())))
+        creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
+        limited = Connections(1, clock=self.reactor)
+        service = self.start(TcpListener(self.reactor, 0, creator, registry=limited))
+        first = socket.create_connection(("127.0.0.1", service.get_port()), timeout=10)
+        self.addCleanup(first.close)
+        await wait_until(lambda: len(limited) == 1)
+        second = socket.create_connection(("127.0.0.1", service.get_port()), timeout=10)
+        self.addCleanup(second.close)
+        self.assertEqual(await deferToThread(read_all, second), b"")
+        self.assertEqual(limited.refused, 1)
+        reset(first)
+        await wait_until(lambda: len(limited) == 0)
+
+    async def test_no_descriptors_left(self) -> None:
+        """Accepting pauses, the connection waits in the backlog, and is served when there is room again."""
+        self.start(
+            UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Recorder(lambda data: data)))
+        )
+        creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
+        service = self.start(TcpListener(self.reactor, 0, creator))
+        port: Any = service._port
+        real, failures = port.socket, [errno.EMFILE, errno.ECONNABORTED]
+
+        class Full:
+            fileno = real.fileno
+
+            def accept(self) -> Any:
+                if failures:
+                    raise OSError(failures.pop(0), "no")
+                return real.accept()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        port.socket = Full()
+        client = socket.create_connection(("127.0.0.1", service.get_port()), timeout=10)
+        self.addCleanup(client.close)
+        client.sendall(b"x")
+        self.assertEqual(await deferToThread(read_exactly, client, 1), b"x")
+        self.assertEqual(failures, [])
+
+    async def test_creator_that_fails(self) -> None:
+        creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
+        service = self.start(TcpListener(self.reactor, 0, creator))
+
+        def fail(*arguments: object) -> bool:
+            raise ZeroDivisionError
+
+        self.patch(creator, "forward_socket", fail)
+        client = socket.create_connection(("127.0.0.1", service.get_port()), timeout=10)
+        self.addCleanup(client.close)
+        self.assertEqual(await deferToThread(read_all, client), b"")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    async def test_claimed_port(self) -> None:
+        self.start(
+            UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Recorder(lambda data: data)))
+        )
+        claim = PortAllocator(44000, 44100).claim()
+        self.addCleanup(claim.release)
+        creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
+        self.start(TcpListener(self.reactor, claim.take(), creator))
+        with socket.create_connection(("127.0.0.1", claim.first), timeout=10) as client:
+            client.sendall(b"x")
+            self.assertEqual(await deferToThread(read_exactly, client, 1), b"x")
+
+    def test_sockets_need_a_reactor(self) -> None:
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+        self.assertRaises(NetworkError, relay, near, far, clock=Clock())
+
+    def test_registries_are_all_or_none(self) -> None:
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+        room, full = Connections(5, clock=self.reactor), Connections(0, clock=self.reactor)
+        self.assertRaises(NetworkError, relay, near, far, clock=self.reactor, registry=(room, full))
+        self.assertEqual(len(room), 0)
 
     async def test_refused_target_resets_the_caller(self) -> None:
         target = TcpConnector(self.reactor, "127.0.0.1", free_port(), retry=RetryPolicy.once())

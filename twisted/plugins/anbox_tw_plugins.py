@@ -1,5 +1,6 @@
 """The twistd commands and endpoint parsers of anbox-tw. Data only: nothing is imported before it is used."""
 
+from twisted.application.reactors import Reactor
 from twisted.application.service import ServiceMaker
 
 from anbox_tw.android.endpoint_plugins import AndroidControlParser, AndroidParser
@@ -54,4 +55,8 @@ anbox_netd = ServiceMaker(
     "anbox_tw.netd.tap",
     "Android's netd: the framework's network commands to the kernel, the kernel's events to the framework.",
     "anbox-netd",
+)
+
+anbox_epoll = Reactor(
+    "anbox-epoll", "anbox_tw.network.epoll", "epoll with a leaner loop: for relays and many small messages."
 )

@@ -1,0 +1,113 @@
+"""``python -m benchmarks``: measure, print the table, and keep both under ``benchmarks/results/``."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.relays import FULL, MEASURES, QUICK, Bench
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def first_line(*command: str) -> str:
+    """What a program says about its version, or that it is missing."""
+    if shutil.which(command[0]) is None:
+        return "missing"
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if any(char.isdigit() for char in line)]
+    return lines[0].strip() if lines else "unknown"
+
+
+def host() -> dict[str, Any]:
+    """The machine and the versions."""
+    import twisted
+
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*:\s*(.*)", cpuinfo)
+    return {
+        "cpu": model[1].strip() if model else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "twisted": twisted.__version__,
+        "haproxy": first_line("haproxy", "-v"),
+        "socat": first_line("socat", "-V"),
+        "gcc": first_line("gcc", "--version"),
+    }
+
+
+def table(results: dict[str, Any], machine: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The results as Markdown: medians, and in brackets the ratio to HAProxy or else to the first relay."""
+    base = "HAProxy" if "HAProxy" in results else next(iter(results))
+    shown = [measure for measure in MEASURES if any(measure.key in values for values in results.values())]
+    lines = [
+        "| relay | " + " | ".join(f"{measure.title}, {measure.unit}" for measure in shown) + " |",
+        "|" + "---|" * (len(shown) + 1),
+    ]
+    for name, values in results.items():
+        cells = []
+        for measure in shown:
+            if measure.key not in values:
+                cells.append("-")
+                continue
+            median = values[measure.key]["median"]
+            reference = results[base].get(measure.key, {}).get("median")
+            ratio = f" ({median / reference:.2f}x)" if reference else ""
+            cells.append(f"{median:.3g}{ratio}" if median < 1000 else f"{median:.0f}{ratio}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    about = ", ".join(f"{key} {value}" for key, value in machine.items())
+    how = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return "\n".join(
+        [*lines, "", f"x = ratio to {base}. Medians of interleaved rounds. {how}.", f"Host: {about}.", ""]
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one small round; ends within 90 s")
+    parser.add_argument("--rounds", type=int, help="how many interleaved rounds")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="RELAY", help="measure this relay (repeat)"
+    )
+    parser.add_argument(
+        "--measure", action="append", default=[], metavar="KEY", help="this figure only (repeat)"
+    )
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    arguments = parser.parse_args()
+    scale = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        import attrs
+
+        scale = attrs.evolve(scale, rounds=arguments.rounds)
+    bench = Bench(scale, arguments.only, arguments.measure or [measure.key for measure in MEASURES])
+    try:
+        bench.run(lambda text: print(text, file=sys.stderr, flush=True))
+    finally:
+        bench.close()
+    results, machine = bench.results(), host()
+    settings = {"rounds": scale.rounds, "MiB per transfer": scale.bytes >> 20, "idle streams": scale.streams}
+    text = table(results, machine, settings)
+    print(text)
+    if not arguments.no_save:
+        RESULTS.mkdir(exist_ok=True)
+        kind = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cpus']}cpu".lower()).strip("-")
+        name = f"{datetime.date.today()}-{kind}{'-quick' if arguments.quick else ''}"
+        document = {"host": machine, "settings": settings, "relays": results}
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        (RESULTS / f"{name}.md").write_text(text)
+        print(f"written: {RESULTS / name}.json and .md", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
