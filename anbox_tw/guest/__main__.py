@@ -40,8 +40,15 @@ def _serve(dev: str, root: str) -> int:
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
     reactor: Any = the_reactor
-    service = GuestService(reactor, dev, root)
     code = [int(ExitCode.OK)]
+    stopping: list[bool] = []
+
+    def stop() -> None:
+        if reactor.running and not stopping:
+            stopping.append(True)
+            reactor.stop()
+
+    service = GuestService(reactor, dev, root, on_reboot=stop)
 
     def start() -> None:
         for number in STOP_SIGNALS:
@@ -53,12 +60,6 @@ def _serve(dev: str, root: str) -> int:
             code[0] = int(error.exit_code)
             stop()
 
-    def stop() -> None:
-        if reactor.running and not stopping:
-            stopping.append(True)
-            reactor.stop()
-
-    stopping: list[bool] = []
     reactor.callWhenRunning(start)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()

@@ -21,6 +21,7 @@ from anbox_tw.errors import ConfigError
 from anbox_tw.guest import apps, tasks
 from anbox_tw.guest._state import HostCame, PipeHandshake, PipeRefused
 from anbox_tw.guest.apps import GuestApplication, find_applications
+from anbox_tw.guest.properties import BIN, PropertyTable
 from anbox_tw.guest.tasks import LaunchFailed, Task, TaskTable, UnknownTask
 from anbox_tw.guest.tree import mark_initialized, prepare_tree
 from tests.session.guest import until
@@ -80,6 +81,28 @@ class TreeTests(Rooted):
         self.write("data", "a file")
         with self.assertRaises(ConfigError):
             prepare_tree(self.root)
+
+
+class PropertyTests(Rooted):
+    def getprop(self, *arguments: str) -> str:
+        script = f"{self.root}/{BIN}/getprop"
+        return subprocess.run([script, *arguments], capture_output=True, text=True, check=True).stdout
+
+    def test_shells_see_what_is_published(self) -> None:
+        self.write("default.prop", "a.b=c=d \n # x=y\nnothing\n")
+        table = PropertyTable(self.root)
+        table["weird"] = "it's [x] \\n %s"
+        table.publish()
+        self.assertEqual(self.getprop("a.b"), "c=d\n")
+        self.assertEqual(self.getprop("aXb", "none"), "none\n")
+        self.assertEqual(self.getprop("a.b.c"), "\n")
+        self.assertEqual(self.getprop("weird"), "it's [x] \\n %s\n")
+        self.assertIn("[a.b]: [c=d]\n", self.getprop())
+        self.assertNotIn("x", table)
+        table["a.b"] = "changed"
+        table.publish()
+        self.assertEqual(self.getprop("a.b"), "changed\n")
+        self.assertEqual(sorted(os.listdir(f"{self.root}/data/local/anbox")), ["bin", "properties"])
 
 
 class ApplicationTests(Rooted):

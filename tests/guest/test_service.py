@@ -75,6 +75,11 @@ class GuestCase(TestCase):
         await self.adb.run("start-server")
         await until(lambda: self.session.state.levels.ready)
 
+    def install(self, package: str, *command: str) -> None:
+        directory = Path(self.root) / "data/app" / package
+        directory.mkdir(parents=True)
+        (directory / "app.json").write_text(json.dumps({"name": package.upper(), "exec": command}))
+
     async def shell(self, command: str) -> tuple[str, int]:
         return await self.adb.run("-s", self.session.adb.serial, "shell", command)
 
@@ -156,6 +161,36 @@ class Adb36Tests(GuestCase):
         os.symlink(self.session.paths.qemu_pipe, f"{self.root}/dev/qemu_pipe")
         await self.ready()
 
+    async def test_properties_logs_packages_and_reboot(self) -> None:
+        await self.start()
+        reboots: list[bool] = []
+        Path(f"{self.root}/default.prop").write_text("# Properties added by Anbox\nro.boot.fake_battery=1\n")
+        self.guest = GuestService(
+            reactor, f"{self.root}/dev", self.root, on_reboot=lambda: reboots.append(True)
+        )
+        self.addCleanup(self.guest.stopService)
+        self.guest.startService()
+        await self.ready()
+        # What every script waits for, asked for in both ways that they do.
+        loop = 'while [ -z "$(getprop sys.boot_completed)" ]; do sleep 0.1; done; getprop sys.boot_completed'
+        self.assertEqual(await self.shell(loop), ("1\n", 0))
+        self.assertEqual(await self.shell("getprop sys.boot_completed"), ("1\n", 0))
+        self.assertEqual(await self.shell("getprop ro.boot.fake_battery"), ("1\n", 0))
+        # From the session, through the pipe service of its own.
+        await until(lambda: "ro.sf.lcd_density" in self.guest.properties)
+        self.assertEqual(await self.shell("echo $(getprop ro.sf.lcd_density)"), ("160\n", 0))
+        self.assertEqual(await self.shell("echo $(getprop no.such.thing default)"), ("default\n", 0))
+        said, _ = await self.shell("getprop | grep -F ro.kernel.qemu; true")
+        self.assertEqual(said, "[ro.kernel.qemu]: [1]\n")
+        said, code = await self.adb.run("logcat", "-d")
+        self.assertEqual(code, 0)
+        self.assertIn("Boot is finished", said)
+        self.install("org.example.listed", "true")
+        said, _ = await self.shell("pm list packages")
+        self.assertIn("package:org.example.listed", said)
+        await self.adb.run("reboot")
+        await until(lambda: reboots)
+
 
 class Adb29Tests(GuestCase):
     version = "29"
@@ -171,11 +206,6 @@ class Adb29Tests(GuestCase):
 
 
 class BridgeTests(GuestCase):
-    def install(self, package: str, *command: str) -> None:
-        directory = Path(self.root) / "data/app" / package
-        directory.mkdir(parents=True)
-        (directory / "app.json").write_text(json.dumps({"name": package.upper(), "exec": command}))
-
     async def test_applications_are_listed_launched_and_removed(self) -> None:
         self.patch(bridge_module, "LOOK_S", 0.1)
         await self.start()
