@@ -139,6 +139,8 @@ class _Lz4:
         yield codec.decompress(data, max_length=OUTPUT_LIMIT)
         while not codec.eof and not codec.needs_input:
             yield codec.decompress(b"", max_length=OUTPUT_LIMIT)
+        if codec.eof and codec.unused_data:
+            raise ValueError("data after the end of the frame")
 
 
 class _Zstd:
@@ -154,7 +156,11 @@ class _Zstd:
         if self._codec.eof:
             raise ValueError("data after the end of the frame")
         for start in range(0, len(data), _ZSTD_SLICE):
+            if self._codec.eof:
+                raise ValueError("data after the end of the frame")
             yield self._codec.decompress(data[start : start + _ZSTD_SLICE])
+        if self._codec.unused_data:
+            raise ValueError("data after the end of the frame")
 
 
 def decompressor(name: str) -> Decompressor:
