@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ COMMANDS: dict[str, list[str]] = {
     "anbox-session": ["--experimental", "--standalone"],
     "anbox-adbd": ["--listen", "tcp:0:interface=127.0.0.1"],
     "anbox-adb-server": ["--listen", "unix:{dir}/adb.socket", "--no-emulators"],
+    "anbox-init": ["--rc", "{dir}/init.rc", "--socket-dir", "{dir}"],
+    "anbox-installd": ["--data", "{dir}/data", "--listen", "unix:{dir}/installd:lockfile=0"],
+    "anbox-netd": ["--socket-dir", "{dir}", "--dry-run"],
 }
 """Each twistd command with options under which it runs without root in the directory {dir}."""
 
@@ -47,6 +51,7 @@ def start_and_stop(twistd: Path, command: str, options: list[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="anbox-tw-smoke-") as name:
         directory = Path(name)
         directory.chmod(0o700)
+        (directory / "init.rc").write_text("on boot\n    setprop sys.smoke 1\n")
         log = directory / "log"
         filled = [option.replace("{dir}", name) for option in options]
         with log.open("wb") as out:
@@ -73,7 +78,8 @@ def start_and_stop(twistd: Path, command: str, options: list[str]) -> str:
                 f"{command}: still running {STOP_LIMIT_S} s after SIGTERM\n{log.read_text(errors='replace')}"
             )
         text = log.read_text(errors="replace")
-        if code != 0 or "Traceback" in text or "Unhandled" in text:
+        # twistd itself ends by the signal that ended its reactor
+        if code not in (0, -signal.SIGTERM) or "Traceback" in text or "Unhandled" in text:
             return f"{command}: exit {code}\n{text}"
         return ""
 
@@ -88,6 +94,8 @@ def main() -> int:
     anbox = subprocess.run([binaries / "anbox", "version"], capture_output=True, text=True, check=False)
     if anbox.returncode:
         wrong.append(f"anbox version: exit {anbox.returncode}\n{anbox.stdout}{anbox.stderr}")
+    unknown = set(re.findall(r"^    (anbox-[a-z-]+) ", help_text, re.M)) - set(COMMANDS)
+    wrong += [f"{command} is listed by twistd --help, but not tried here" for command in sorted(unknown)]
     for command, options in COMMANDS.items():
         if f" {command} " not in help_text:
             wrong.append(f"twistd --help does not list {command}")
