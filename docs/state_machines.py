@@ -18,9 +18,14 @@ MACHINES = {
     "container": ("The life of a container", "anbox_tw.container.machine", "MACHINE"),
 }
 
+TABLES = {
+    # page: (title, module, attribute with a dict of (state, input) to state, whose first key is the beginning)
+    "session": ("A session and its container", "anbox_tw.session._state", "TRANSITIONS"),
+}
 
-def draw(title: str, module: str, attribute: str) -> str:
-    """The page of one machine.
+
+def draw_machine(title: str, module: str, attribute: str) -> str:
+    """The page of one Automat machine.
 
     An input that keeps the state is left out: it changes nothing that users see.
     """
@@ -30,6 +35,19 @@ def draw(title: str, module: str, attribute: str) -> str:
     for old, name, new, _ in automaton.allTransitions():
         if old.name != new.name:
             edges.setdefault((old.name, new.name), set()).add(name.strip("_").replace("_", " "))
+    return _page(title, module, automaton.initialState.name, edges)
+
+
+def draw_table(title: str, module: str, attribute: str) -> str:
+    """The page of one table of enum members."""
+    table = getattr(importlib.import_module(module), attribute)
+    edges: dict[tuple[str, str], set[str]] = {}
+    for (old, event), new in table.items():
+        edges.setdefault((old.value, new.value), set()).add(event.value)
+    return _page(title, module, next(iter(table))[0].value, edges)
+
+
+def _page(title: str, module: str, initial: str, edges: dict[tuple[str, str], set[str]]) -> str:
     lines = [
         f"# {title}",
         "",
@@ -37,7 +55,7 @@ def draw(title: str, module: str, attribute: str) -> str:
         "",
         "```mermaid",
         "stateDiagram-v2",
-        f"    [*] --> {automaton.initialState.name}",
+        f"    [*] --> {initial}",
     ]
     for (old, new), names in sorted(edges.items()):
         lines.append(f"    {old} --> {new}: {', '.join(sorted(names))}")
@@ -46,7 +64,9 @@ def draw(title: str, module: str, attribute: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page's path and text."""
-    return {TARGET / f"{name}.md": draw(*machine) for name, machine in MACHINES.items()}
+    drawn = {name: draw_machine(*machine) for name, machine in MACHINES.items()}
+    drawn |= {name: draw_table(*table) for name, table in TABLES.items()}
+    return {TARGET / f"{name}.md": text for name, text in drawn.items()}
 
 
 if __name__ == "__main__":

@@ -207,7 +207,8 @@ class ContainerSupervisor(Service):
             lambda why: end(Input.LOST, NetworkError(f"lost the connection to the container manager: {why}"))
         )
         try:
-            await self._learn(manager.watch, news, self._request.instance, news)
+            # What it was before is no news.
+            await self._learn(manager.watch, lambda before: None, self._request.instance, news)
             await manager.start_container(self._request)
         except CancelledError:
             await self._stop(manager)

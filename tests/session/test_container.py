@@ -66,7 +66,7 @@ class SupervisorTests(SynchronousTestCase):
     def test_a_container_runs_and_what_the_manager_knows_is_told(self) -> None:
         manager = self.run_container()
         self.assertEqual(self.supervisor.failure, "")
-        self.assertEqual([news.get("state") for news in self.news], ["absent", "running"])
+        self.assertEqual([news.get("state") for news in self.news], ["running"])
         self.assertEqual(self.news[-1]["pid"], 4711)
         manager.callback({"state": "running", "phase": "late"})
         self.assertEqual(self.news[-1]["phase"], "late")
