@@ -108,8 +108,6 @@ class Channel(Protocol):
         self._clock = clock
         self._dispatcher = dispatcher or Dispatcher()
         self._reader = FrameReader(self.limits.max_payload)
-        self._invocation = Invocation()
-        self._result = Result()
         # What has come in while frames before it are being handled.
         self._frames: deque[Frame] | None = None
         # What goes out with one write when the frames at hand are handled; None: write at once.
@@ -354,9 +352,9 @@ class Channel(Protocol):
             self._flush()
 
     def _serve(self, payload: bytes) -> None:
-        invocation = self._invocation
         try:
-            invocation.ParseFromString(payload)
+            # A message that is parsed into again and again keeps the memory of all it ever held.
+            invocation = Invocation.FromString(payload)
         except DecodeError as error:
             self._unusable(salvage_id(payload), BadParameters(f"the invocation cannot be parsed: {error}"))
             return
@@ -434,9 +432,8 @@ class Channel(Protocol):
         self._respond_error(call_id, Failure(error))
 
     def _answered(self, payload: bytes) -> None:
-        result = self._result
         try:
-            result.ParseFromString(payload)
+            result = Result.FromString(payload)
         except DecodeError as error:
             raise PeerError(f"the peer sent a response that cannot be parsed: {error}") from None
         events = list(result.events) if result.events else ()

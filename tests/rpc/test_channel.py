@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -31,6 +32,7 @@ from anbox_tw.rpc._framing import INVOCATION, RESPONSE, FrameReader, encode_even
 from anbox_tw.rpc._pb.anbox_bridge_pb2 import ClipboardData, SetFocusedTask
 from anbox_tw.rpc._pb.anbox_container_pb2 import ContainerEvent, ContainerList, StartContainer, StopContainer
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Invocation, Result, Void
+from anbox_tw.testing.rpc import RpcLink
 
 
 class Transport(StringTransport):
@@ -599,6 +601,29 @@ class CloseTests(Base):
         valve.stopProducing()
         self.lose(ConnectionLost())
         self.assertIn("unread", str(self.channel.closed))
+
+
+class MemoryTests(SynchronousTestCase):
+    def test_a_link_does_not_keep_what_it_has_carried(self) -> None:
+        dispatcher = Dispatcher()
+        dispatcher.register("echo", ClipboardData, lambda request, peer: request)
+        clock = Clock()
+        client = Channel(clock)
+        RpcLink(client, Channel(clock, dispatcher=dispatcher))
+        message = ClipboardData(text="x" * 4000)
+
+        def resident() -> int:
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * resource.getpagesize()
+
+        def calls(count: int) -> None:
+            for _ in range(count):
+                self.successResultOf(client.call("echo", message, ClipboardData))
+
+        calls(500)
+        before = resident()
+        calls(8000)  # 64 MB went over the link
+        self.assertLess(resident() - before, 16_000_000)
 
 
 class FactoryTests(SynchronousTestCase):
