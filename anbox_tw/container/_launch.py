@@ -368,15 +368,19 @@ class Launcher:
         return event
 
     def _write_id_maps(self, entry: int) -> None:
-        """Map the container's 0 to the user it runs for; no other id exists in there."""
-        try:
-            if os.geteuid() != 0:
-                # Without privileges the kernel wants this first (user_namespaces(7)).
-                _write(f"/proc/{entry}/setgroups", "deny")
-            _write(f"/proc/{entry}/uid_map", f"0 {self.plan['uid']} 1")
-            _write(f"/proc/{entry}/gid_map", f"0 {self.plan['gid']} 1")
-        except OSError as error:
-            raise namespaces.Refused(f"setting the id map: {error.strerror}") from error
+        """Map the container's ids: its 0 to the user it runs for, and others where the kernel lets us."""
+        maps = self.plan["id_maps"]
+        for number, (uids, gids) in enumerate(maps, 1):
+            try:
+                if os.geteuid() != 0:
+                    # Without privileges the kernel wants this first (user_namespaces(7)).
+                    _write(f"/proc/{entry}/setgroups", "deny")
+                _write(f"/proc/{entry}/uid_map", uids)
+                _write(f"/proc/{entry}/gid_map", gids)
+                return
+            except OSError as error:
+                if number == len(maps):
+                    raise namespaces.Refused(f"setting the id map: {error.strerror}") from error
 
     # -- without --
 

@@ -116,12 +116,10 @@ def enter_namespaces(own_network: bool) -> tuple[list[str], dict[str, str]]:
     return sorted(got), refused
 
 
-def _open_source(source: str, base: str) -> int:
-    """Open a bind mount's source; below ``base`` no symbolic link is followed."""
-    if not base:
-        return os.open(source, os.O_PATH | os.O_CLOEXEC)
-    descriptor = os.open(base, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
-    for part in os.path.relpath(source, base).split("/"):
+def _walk(base: int, path: str) -> int:
+    """Open what lies below an open directory; no symbolic link is followed."""
+    descriptor = os.dup(base)
+    for part in path.split("/"):
         try:
             deeper = os.open(part, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=descriptor)
         finally:
@@ -133,12 +131,29 @@ def _open_source(source: str, base: str) -> int:
     return descriptor
 
 
+def _open_base(path: str) -> int:
+    """Open a directory from which sources are walked to."""
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
+    except OSError as error:
+        raise Failed("ANBOX-C004", f"{path} cannot be used", error.strerror or str(error)) from error
+
+
+def _cannot_bind(bind: dict[str, Any], error: OSError, cure: str = "") -> Failed:
+    return Failed(
+        bind.get("code", "ANBOX-C008"),
+        f"{bind['source']} cannot be bound to /{bind['target']}",
+        error.strerror or str(error),
+        cure,
+    )
+
+
 def _open_sources(binds: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
     """Open the sources of bind mounts with the rights that this process has now."""
     opened = []
     for bind in binds:
         try:
-            descriptor = _open_source(bind["source"], bind.get("base", ""))
+            descriptor = os.open(bind["source"], os.O_PATH | os.O_CLOEXEC)
             if bind.get("check"):
                 # Seeing the path is not enough: only what its owner may read can be shown to the guest.
                 mode = os.fstat(descriptor).st_mode
@@ -148,13 +163,37 @@ def _open_sources(binds: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int
         except OSError as error:
             if bind.get("optional"):
                 continue
-            raise Failed(
-                bind.get("code", "ANBOX-C008"),
-                f"{bind['source']} cannot be bound to /{bind['target']}",
-                error.strerror or str(error),
-            ) from error
+            raise _cannot_bind(bind, error) from error
         opened.append((bind, descriptor))
     return opened
+
+
+class _DataSources:
+    """Opens the instance's own directories, which neither of our two users may reach alone.
+
+    What lies above the data path may be the launcher's alone (``/root``, a home directory), what lies in it
+    the container's alone. So the data path is opened as the one and walked from as both.
+    """
+
+    def __init__(self, base: str, binds: list[dict[str, Any]]) -> None:
+        self._base = _open_base(base) if binds else -1
+        self._prefix = len(base) + 1
+        self._missing = binds
+        self.opened: list[tuple[dict[str, Any], int]] = []
+
+    def open(self, *, last: bool) -> None:
+        """Open what this process may open now; for the ``last`` time what is denied is a failure."""
+        missing = []
+        for bind in self._missing:
+            try:
+                self.opened.append((bind, _walk(self._base, bind["source"][self._prefix :])))
+            except PermissionError as error:
+                if last:
+                    raise _cannot_bind(bind, error) from error
+                missing.append(bind)
+            except OSError as error:
+                raise _cannot_bind(bind, error) from error
+        self._missing = missing
 
 
 def _make_target(root: int, target: str, directory: bool) -> int:
@@ -207,12 +246,8 @@ def _bind(root: int, bind: dict[str, Any], source: int) -> None:
     except OSError as error:
         if bind.get("optional"):
             return
-        raise Failed(
-            bind.get("code", "ANBOX-C008"),
-            f"{bind['source']} cannot be bound to /{bind['target']}",
-            error.strerror or str(error),
-            "choose a target that exists in the rootfs, or one below /dev, /mnt, /run or /data",
-        ) from error
+        cure = "choose a target that exists in the rootfs, or one below /dev, /mnt, /run or /data"
+        raise _cannot_bind(bind, error, cure) from error
     finally:
         os.close(tree)
         os.close(source)
@@ -248,6 +283,8 @@ def build_root(plan: dict[str, Any], got: list[str]) -> list[str]:
     # cannot read itself it cannot have shown to its guest.
     caller_binds = [{**bind, "check": True} for bind in plan["caller_binds"]]
     sources = _open_sources(plan["binds"])
+    data = _DataSources(plan["data_path"], plan["data_binds"])
+    data.open(last=False)
     if plan["owner_is_launcher"]:
         sources += _open_sources(caller_binds)
     devices = _open_sources(
@@ -264,6 +301,8 @@ def build_root(plan: dict[str, Any], got: list[str]) -> list[str]:
         + [{**bind, "writable": True, "devices": True, "code": "ANBOX-C009"} for bind in plan["devices"]]
     )
     _must("becoming the container's root", _become_root)
+    data.open(last=True)
+    sources += data.opened
     if not plan["owner_is_launcher"]:
         sources += _open_sources(caller_binds)
 

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from anbox_tw.container.commands import Commands, find_tool
 from anbox_tw.container.datatree import ensure_data_tree
 from anbox_tw.container.diagnosis import CODES, DiagnosedError, Probe, log_tail
+from anbox_tw.container.idmap import BASE_ID
 from anbox_tw.container.journal import Entry, Journal
 from anbox_tw.container.probes import HostView, launcher_command, run_checks
 from anbox_tw.container.process_plan import PythonFacts, list_root, make_plan
@@ -43,8 +44,6 @@ MAX_EVENT_BYTES = 64 * 1024  # of one line from the launcher
 MAX_ERROR_BYTES = 8192  # of what the launcher writes to its standard error: a traceback
 KILL_WAIT_S = 8.0  # from the order to kill until the launcher itself is killed; it waits for up to 5 s
 GONE_WAIT_S = 5.0  # from then until we give up
-SUBORDINATE_ID = 100000
-"""The host's uid of the container's root when root starts a container for itself; as LXC's id maps."""
 
 
 class _Launcher(ProcessProtocol):
@@ -162,6 +161,7 @@ class ProcessContainer:
             token=self._token,
             isolation=self._isolation,
             log_limit=self._log_limit,
+            as_root=os.geteuid() == 0,
             slirp=self._slirp(),
             resolv_conf=_resolv_conf(spec.rootfs),
         )
@@ -434,7 +434,7 @@ class ProcessBackend:
     def host_ids(spec: ContainerSpec) -> tuple[int, int]:
         """The host's uid and gid of the container's root.
 
-        It is the owner. For an owner who is root it is `SUBORDINATE_ID` in root's group, for the
+        It is the owner. For an owner who is root it is `BASE_ID` in root's group, for the
         container's guest must not read what only root may; ``privileged`` makes it root after all.
 
         Raises:
@@ -449,5 +449,5 @@ class ProcessBackend:
                 )
             return spec.owner_uid, spec.owner_gid
         if spec.owner_uid == 0 and not spec.privileged:
-            return SUBORDINATE_ID, spec.owner_gid
+            return BASE_ID, spec.owner_gid
         return spec.owner_uid, spec.owner_gid

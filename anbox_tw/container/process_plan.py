@@ -2,10 +2,10 @@
 
 The plan is JSON. Its keys:
 
-``binds``, ``caller_binds``, ``devices``
-    bind mounts: ``source``, ``target`` (relative), ``writable``, ``base`` (below it no symbolic link
-    of the source is followed), ``optional``. The first are opened with the launcher's rights, the
-    second with those of the user for whom the container runs.
+``binds``, ``data_binds``, ``caller_binds``, ``devices``
+    bind mounts: ``source``, ``target`` (relative), ``writable``, ``optional``, ``code`` of a failure. The
+    first are opened with the launcher's rights; the second lie below ``data_path``, where no symbolic
+    link is followed; the third are opened with the rights of the user for whom the container runs.
 ``directories``, ``links``, ``files``
     what is made in the new root: path and mode; path and text; path, content and, if not empty, a path that
     it is bound over.
@@ -14,7 +14,9 @@ The plan is JSON. Its keys:
 ``slirp``
     command that connects the container's network namespace, or null.
 ``uid``, ``gid``
-    the host's ids of the container's only ids, its 0 and 0.
+    the host's ids of the container's 0 and 0.
+``id_maps``
+    what to write to ``uid_map`` and ``gid_map``: the best first.
 ``plain``
     what differs when there are no namespaces.
 """
@@ -30,10 +32,18 @@ from typing import Any
 import attrs
 
 import anbox_tw
+from anbox_tw.container.idmap import BASE_ID, ID_COUNT
 from anbox_tw.container.spec import HOST_ROOTFS, BindMount, ContainerSpec
 from anbox_tw.container.undo import TOKEN_VARIABLE
 
-__all__ = ["GUEST_PACKAGES", "PythonFacts", "RootEntry", "list_root", "make_plan", "trial_plan"]
+__all__ = [
+    "GUEST_PACKAGES",
+    "PythonFacts",
+    "RootEntry",
+    "list_root",
+    "make_plan",
+    "trial_plan",
+]
 
 HOST_DIRECTORIES = ("bin", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "sbin", "usr")
 """What of the host's root is shown for the rootfs ``host``: programs and their settings, no data."""
@@ -177,6 +187,7 @@ def make_plan(
     token: str,
     isolation: str,
     log_limit: int,
+    as_root: bool = False,
     slirp: str | None = None,
     resolv_conf: str = "/etc/resolv.conf",
 ) -> dict[str, Any]:
@@ -191,11 +202,12 @@ def make_plan(
         token: value of `anbox_tw.container.undo.TOKEN_VARIABLE` for all its processes.
         isolation: ``auto``, ``namespaces`` or ``plain``.
         log_limit: bytes of init's log before it is rotated.
+        as_root: we are root, so the container can have more ids than its own root's.
         slirp: path of slirp4netns, if it may be used.
         resolv_conf: what the rootfs's ``/etc/resolv.conf`` is when all links are followed.
     """
     on_host = spec.rootfs == HOST_ROOTFS
-    base = spec.data_path
+    data_binds: list[dict[str, Any]] = []
     binds: list[dict[str, Any]] = []
     links: list[tuple[str, str]] = []
     caller_binds: list[dict[str, Any]] = []
@@ -229,9 +241,7 @@ def make_plan(
         (f"{spec.data_dir}/media/0", "sdcard"),
         (spec.cache_dir, "cache"),
     ):
-        binds.append(
-            {"source": source, "target": target, "writable": True, "base": base, "code": "ANBOX-C004"}
-        )
+        data_binds.append({"source": source, "target": target, "writable": True, "code": "ANBOX-C004"})
     caller_binds += [_caller_bind(mount) for mount in spec.bind_mounts]
 
     files: list[tuple[str, str, str]] = []
@@ -257,8 +267,11 @@ def make_plan(
         "slirp": [slirp, *SLIRP_OPTIONS] if slirp is not None and spec.network.mode == "auto" else None,
         "uid": uid,
         "gid": gid,
+        "id_maps": _id_maps(uid, gid, as_root=as_root),
         "guard_proc": uid == 0,
         "binds": binds,
+        "data_path": spec.data_path,
+        "data_binds": data_binds,
         "caller_binds": caller_binds,
         "devices": [{"source": d.path, "target": d.path.lstrip("/"), "optional": True} for d in spec.devices],
         "directories": directories,
@@ -295,8 +308,28 @@ def trial_plan(python: PythonFacts, root_entries: Sequence[RootEntry], uid: int,
         isolation="namespaces",
         log_limit=0,
     )
-    plan["binds"] = [bind for bind in plan["binds"] if not bind.get("writable")]
-    return {**plan, "log": os.devnull, "manager": os.getpid(), "owner_is_launcher": True, "trial": True}
+    return {
+        **plan,
+        "data_binds": [],
+        "log": os.devnull,
+        "manager": os.getpid(),
+        "owner_is_launcher": True,
+        "trial": True,
+    }
+
+
+def _id_maps(uid: int, gid: int, *, as_root: bool) -> list[tuple[str, str]]:
+    """The id maps to try.
+
+    Root gives the container Android's and Linux's usual ids, as LXC's map does, so that both backends can use
+    the same data. The host's own ids are not among them: what those own, the container's root does not.
+    """
+    single = (f"0 {uid} 1\n", f"0 {gid} 1\n")
+    others = range(BASE_ID + 1, BASE_ID + ID_COUNT)
+    if not as_root or uid in others or gid in others:
+        return [single]
+    rest = f"1 {others.start} {len(others)}\n"
+    return [(single[0] + rest, single[1] + rest), single]
 
 
 def _caller_bind(mount: BindMount) -> dict[str, Any]:

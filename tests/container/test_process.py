@@ -22,7 +22,8 @@ from zope.interface.verify import verifyObject
 
 from anbox_tw.container import _landlock
 from anbox_tw.container.diagnosis import DiagnosedError
-from anbox_tw.container.process import SUBORDINATE_ID, ProcessBackend
+from anbox_tw.container.idmap import BASE_ID
+from anbox_tw.container.process import ProcessBackend
 from anbox_tw.errors import ConfigError, PermissionRefused
 from anbox_tw.interfaces import IContainer, IContainerBackend
 from tests.container.doubles import a_journal, a_spec
@@ -150,7 +151,7 @@ class RealCase(SynchronousTestCase):
     @property
     def host_uid(self) -> int:
         """The host's uid of the container's root."""
-        return NOBODY if self.user else os.geteuid() or SUBORDINATE_ID
+        return NOBODY if self.user else os.geteuid() or BASE_ID
 
     def has_state(self) -> bool:
         return os.path.exists(f"{self.directory}/data-path/state")
@@ -415,6 +416,33 @@ class DetailTests(RealCase):
             os.unlink(path)
         self.assertEqual(os.listdir(victim), [])
 
+    def test_data_of_the_lxc_backend_can_be_used(self) -> None:
+        need_root()
+        for name, uid, mode in (
+            ("data", 0, 0o771),
+            ("data/local", 0, 0o751),
+            ("data/local/tmp", 2000, 0o771),
+            ("data/media", 1015, 0o770),
+            ("data/media/0", 1015, 0o770),
+            ("cache", 0, 0o770),
+        ):
+            path = f"{self.directory}/data-path/{name}"
+            os.makedirs(path)
+            os.chown(path, BASE_ID + uid, BASE_ID + uid)
+            os.chmod(path, mode)
+        _, log = self.run_script(
+            "touch /data/local/tmp/a /sdcard/b /cache/c /data/d; ls -ln /data/local | tail -1"
+        )
+        self.assertNotIn("denied", log)
+        self.assertIn(" 2000 2000 ", log)
+        for name in ("data/local/tmp/a", "data/media/0/b", "cache/c", "data/d"):
+            self.assertEqual(os.stat(f"{self.directory}/data-path/{name}").st_uid, BASE_ID)
+
+    def test_a_data_path_that_only_its_owner_reaches(self) -> None:
+        os.chmod(self.directory, 0o700)
+        self.run_script("touch /data/x /sdcard/y")
+        self.assertTrue(os.path.exists(f"{self.directory}/data-path/data/media/0/y"))
+
 
 class NetworkTests(RealCase):
     """slirp4netns, in a network namespace where the outside is one address on lo."""
@@ -622,7 +650,7 @@ class BackendTests(TestCase):
         self.patch(os, "geteuid", lambda: 0)
         self.assertEqual(ProcessBackend.host_ids(spec), (1000, 1001))
         of_root = a_spec(self.directory, owner_uid=0, owner_gid=7)
-        self.assertEqual(ProcessBackend.host_ids(of_root), (SUBORDINATE_ID, 7))
+        self.assertEqual(ProcessBackend.host_ids(of_root), (BASE_ID, 7))
         self.assertEqual(
             ProcessBackend.host_ids(a_spec(self.directory, owner_uid=0, owner_gid=7, privileged=True)), (0, 7)
         )
