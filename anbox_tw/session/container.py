@@ -206,9 +206,9 @@ class ContainerSupervisor(Service):
         manager.when_lost().addCallback(
             lambda why: end(Input.LOST, NetworkError(f"lost the connection to the container manager: {why}"))
         )
+        # Not waited for: the original's manager never answers what it does not know. What it was before is no news.
+        self._learn(manager.watch(self._request.instance, news), lambda before: None)
         try:
-            # What it was before is no news.
-            await self._learn(manager.watch, lambda before: None, self._request.instance, news)
             await manager.start_container(self._request)
         except CancelledError:
             await self._stop(manager)
@@ -220,8 +220,8 @@ class ContainerSupervisor(Service):
         self.failure = ""
         self._state.feed(Input.STARTED)
         self._log.info("The container runs")
+        self._learn(manager.info(self._request.instance), news)
         try:
-            await self._learn(manager.info, news, self._request.instance)
             event, why = await ended
         except CancelledError:
             await self._stop(manager)
@@ -229,17 +229,16 @@ class ContainerSupervisor(Service):
         self._state.feed(event, str(why))
         return why
 
-    async def _learn(
-        self,
-        ask: Callable[..., Deferred[dict[str, Any]]],
-        news: Callable[[dict[str, Any]], None],
-        *arguments: Any,
-    ) -> None:
-        """Ask the manager for what it knows; one that cannot tell (the original cannot) is none the worse."""
-        try:
-            news(await ask(*arguments))
-        except (RpcError, ConnectionClosed) as error:
-            self._log.info("The manager tells nothing of the container: {error}", error=error)
+    def _learn(self, answer: Deferred[dict[str, Any]], news: Callable[[dict[str, Any]], None]) -> None:
+        """Take what the manager knows; one that cannot tell, as the original's, is none the worse."""
+
+        def failed(failure: Failure) -> None:
+            failure.trap(RpcError, ConnectionClosed)
+            self._log.debug("The manager tells nothing of the container: {error}", error=failure.value)
+
+        answer.addCallbacks(news, failed).addErrback(
+            lambda failure: self._log.failure("A defect in what the manager tells", failure)
+        )
 
     async def _stop(self, manager: ManagerConnection) -> None:
         try:

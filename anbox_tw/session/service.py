@@ -37,6 +37,12 @@ NULL_SERVICES = ("anbox:bootanimation", "qemud:gps", "qemud:hw-control")
 DEFAULT_PROPERTIES = {"ro.sf.lcd_density": "160"}
 """What the original tells every guest: windows are measured at 160 dpi."""
 
+APP_MANAGER = ("org.anbox.appmgr", "org.anbox.appmgr.AppViewActivity")
+"""Package and activity of the original's view of all applications."""
+
+APP_MANAGER_DELAY_S = 0.05
+"""Between boot and launch of it, as in the original."""
+
 FUSE = "/dev/fuse"
 """Android's sdcard daemon mounts with it."""
 
@@ -58,6 +64,7 @@ class SessionSettings:
         devices: device paths the container gets, with permission bits.
         environment: for the guest's init.
         standalone: no container manager: the guest is brought by somebody else.
+        single_window: whole Android is one window, so its application manager is launched after the boot.
     """
 
     paths: RuntimePaths
@@ -72,6 +79,7 @@ class SessionSettings:
     devices: tuple[tuple[str, int], ...] = ((FUSE, 0o666),)
     environment: tuple[tuple[str, str], ...] = ()
     standalone: bool = False
+    single_window: bool = False
 
 
 class SessionService(Service):
@@ -109,6 +117,7 @@ class SessionService(Service):
         clipboard: IClipboard | None = None,
         stop: Callable[[str], object] | None = None,
     ) -> None:
+        self._reactor = reactor
         self.settings = settings
         self.paths = settings.paths
         self.clipboard = clipboard or Clipboard()
@@ -293,7 +302,16 @@ class SessionService(Service):
     def _bridge_changed(self, kind: str, value: Any) -> None:
         if kind == "boot_finished":
             self.state.boot_finished(bool(value))
+            if self.settings.single_window:
+                self._reactor.callLater(APP_MANAGER_DELAY_S, self._show_applications)
         self._tell("bridge", kind, "" if value is None else str(value))
+
+    def _show_applications(self) -> None:
+        package, component = APP_MANAGER
+        launching = self.bridge.launch_application(package=package, component=component)
+        launching.addErrback(
+            lambda failure: self._log.warn("No view of applications: {why}", why=failure.value)
+        )
 
     def _container_changed(self, info: dict[str, Any]) -> None:
         if info:

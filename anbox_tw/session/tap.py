@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from twisted.logger import Logger
 from twisted.python import usage
 
-from anbox_tw.errors import AnboxError, ConfigError
-from anbox_tw.network import RuntimePaths
+from anbox_tw.errors import ConfigError
+from anbox_tw.network import RuntimePaths, check_instance_name
 from anbox_tw.network.systemd import notify
 from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
@@ -99,7 +100,11 @@ class Options(CommandOptions):
         ["experimental", None, "Allow what is experimental."],
         ["server-side-decoration", None, "The guest draws no window frames (ro.anbox.no_decorations=1)."],
         ["rootless", None, "Talk to this user's own container manager, never to the system's."],
-        ["single-window", None, "Whole Android in one window; " + LATER + "."],
+        [
+            "single-window",
+            None,
+            "Whole Android in one window: the application manager is launched when it has booted.",
+        ],
         ["use-system-dbus", None, "System instead of session bus; there is no D-Bus interface yet."],
         ["software-rendering", None, "Render without a GPU; " + LATER + "."],
         ["no-touch-emulation", None, "The mouse is a mouse; " + LATER + "."],
@@ -116,7 +121,6 @@ class Options(CommandOptions):
     )
 
     environment: Mapping[str, str] = os.environ
-    settings: SessionSettings
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +147,12 @@ class Options(CommandOptions):
             raise usage.UsageError(f"there are no arguments, but here is {args[0]!r}")
 
     def postOptions(self) -> None:
-        """Check everything that can be checked before anything starts, and make ``settings``."""
+        """Check everything that can be checked without touching the host.
+
+        Raises:
+            UsageError: an option cannot be used.
+            ConfigError: likewise.
+        """
         environment = self.environment
         if environment.get("ANBOX_FORCE_SERVER_SIDE_DECORATION") == "true":
             self["server-side-decoration"] = 1
@@ -167,25 +176,26 @@ class Options(CommandOptions):
         unknown = {name for name in self["disabled-sensors"].split(",") if name} - set(SENSORS)
         if unknown:
             _log.warn("--disabled-sensors: no sensor is called {names}", names=", ".join(sorted(unknown)))
-        console_port = self._console_port()
-        try:
-            paths = RuntimePaths.find(self["instance"], self["runtime-dir"] or None, environ=environment)
-            adb_server = (
-                AdbServerAddress.parse(self["adb-server"])
-                if self["adb-server"]
-                else AdbServerAddress.from_environment(environment)
-            )
-        except AnboxError as error:
-            raise usage.UsageError(str(error)) from None
-        if self["rootless"] and not self["container-manager"]:
-            self["container-manager"] = paths.rootless_manager_socket
+        self._console_port()
+        check_instance_name(self["instance"])
+        self._adb_server()
+
+    @cached_property
+    def settings(self) -> SessionSettings:
+        """What the options mean here and now: looks for the runtime directory.
+
+        Raises:
+            ConfigError: there is no such runtime directory, or its name is too long.
+            PermissionRefused: it cannot be written.
+        """
+        paths = RuntimePaths.find(self["instance"], self["runtime-dir"] or None, environ=self.environment)
         properties = list(self.extra_properties)
         if self["server-side-decoration"]:
             properties.append("ro.anbox.no_decorations=1")
-        self.settings = SessionSettings(
+        return SessionSettings(
             paths=paths,
-            adb_server=adb_server,
-            console_port=console_port,
+            adb_server=self._adb_server(),
+            console_port=self._console_port(),
             backend=self["backend"],
             rootfs=self["rootfs"],
             image=self["image"],
@@ -193,7 +203,20 @@ class Options(CommandOptions):
             boot_properties=self.boot_properties,
             extra_properties=tuple(properties),
             standalone=bool(self["standalone"]),
+            single_window=bool(self["single-window"]),
         )
+
+    @property
+    def manager(self) -> str:
+        """Where the container manager is; empty for the usual place."""
+        if self["rootless"] and not self["container-manager"]:
+            return self.settings.paths.rootless_manager_socket
+        return str(self["container-manager"])
+
+    def _adb_server(self) -> AdbServerAddress:
+        if self["adb-server"]:
+            return AdbServerAddress.parse(self["adb-server"])
+        return AdbServerAddress.from_environment(self.environment)
 
     def _warn_about(self, variable: str, values: Sequence[str]) -> None:
         value = self.environment.get(variable)
@@ -236,7 +259,7 @@ class _Main(CommandService):
 
     def prepare(self) -> None:
         reactor, settings = self._twisted_reactor, self._options.settings
-        connect = manager_connector(reactor, self._options["container-manager"], settings.paths)
+        connect = manager_connector(reactor, self._options.manager, settings.paths)
         session = SessionService(reactor, settings, connect, stop=lambda reason: reactor.stop())
         session.observe(_tell_systemd)
         session.setServiceParent(self)

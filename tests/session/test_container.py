@@ -138,20 +138,26 @@ class SupervisorTests(SynchronousTestCase):
 
     def test_the_originals_manager_tells_nothing_and_serves_all_the_same(self) -> None:
         class Original(FakeManager):
+            refuses = False
+
             def watch(self, instance: str, callback: Any) -> Deferred[dict[str, Any]]:
                 answer: Deferred[dict[str, Any]] = Deferred()
-                answer.errback(UnknownMethod("no watch_containers"))
+                if self.refuses:
+                    answer.errback(UnknownMethod("no watch_containers"))
                 return answer
 
             def info(self, instance: str) -> Deferred[dict[str, Any]]:
                 return self.watch(instance, print)
 
-        manager = Original()
-        self.managers.dialled[-1].callback(manager)
-        manager.starting[-1].callback(None)
-        self.assertIs(self.state.phase, Phase.RUNNING)
-        self.assertEqual(self.news, [])
-        self.stop()
+        for refuses in (False, True):
+            self.setUp()
+            manager = Original()
+            manager.refuses = refuses
+            self.managers.dialled[-1].callback(manager)
+            manager.starting[-1].callback(None)
+            self.assertIs(self.state.phase, Phase.RUNNING)
+            self.assertEqual(self.news, [])
+            self.stop()
 
     def test_stopping_in_each_phase(self) -> None:
         def connecting() -> None:

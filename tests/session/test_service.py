@@ -182,6 +182,17 @@ class LifeTests(SessionCase):
         await session.stopService()
         self.assertFalse(session.state.levels.live)
 
+    async def test_single_window_shows_the_application_manager(self) -> None:
+        self.session = self.make(standalone=True, single_window=True)
+        self.session.startService()
+        guest = await self.guest()
+        guest.booted()
+        await until(lambda: guest.calls)
+        ((name, request),) = guest.calls
+        self.assertEqual(name, "launch_application")
+        self.assertEqual(request.intent.package, "org.anbox.appmgr")
+        self.assertEqual(request.intent.component, "org.anbox.appmgr.AppViewActivity")
+
     async def test_two_instances_side_by_side(self) -> None:
         other = self.make(paths=RuntimePaths(self.runtime, "second"))
         self.session.startService()

@@ -76,7 +76,8 @@ class OptionsTests(SynchronousTestCase):
                 "--rootless",
             ),
         )
-        self.assertEqual(options["container-manager"], f"{self.runtime}/anbox/anbox-container.socket")
+        self.assertEqual(options.manager, f"{self.runtime}/anbox/anbox-container.socket")
+        self.assertTrue(options.settings.single_window)
 
     def test_the_originals_environment(self) -> None:
         options = self.parse(
@@ -101,7 +102,6 @@ class OptionsTests(SynchronousTestCase):
             (["--console-port", "x"], "even"),
             (["--adb-server", "nowhere"], "nowhere"),
             (["--instance", "../x"], "../x"),
-            (["--runtime-dir", "/nonexistent/x"], "/nonexistent/x"),
             (["--boot-property", "novalue"], "NAME=VALUE"),
             (["--boot-property", "a b=c"], "not allowed"),
             (["--property", "=x"], "NAME=VALUE"),
@@ -111,6 +111,12 @@ class OptionsTests(SynchronousTestCase):
         ):
             self.assertIn(words, self.refused(*arguments), arguments)
         self.assertIn("ANDROID_ADB_SERVER_PORT", self.refused(ANDROID_ADB_SERVER_PORT="x"))
+
+    def test_a_runtime_directory_is_looked_for_when_the_session_starts(self) -> None:
+        options = self.parse("--runtime-dir", "/nonexistent/x")
+        with self.assertRaises(ConfigError) as caught:
+            tap.makeService(options).prepare()
+        self.assertIn("/nonexistent/x", str(caught.exception))
 
     def config(self, text: str) -> str:
         path = Path(self.mktemp())
