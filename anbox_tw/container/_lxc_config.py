@@ -171,7 +171,7 @@ class LxcConfig:
         items = [
             ("lxc.uts.name", self.hostname),
             ("lxc.rootfs.path", f"dir:{self.rootfs}"),
-            ("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed"),
+            ("lxc.mount.auto", f"proc:mixed {'' if self._borrows_sys() else 'sys:mixed '}cgroup:mixed"),
             ("lxc.autodev", "1"),
             ("lxc.pty.max", "1024"),
             ("lxc.tty.max", "0"),
@@ -198,10 +198,17 @@ class LxcConfig:
         items += self._cgroup_items() + self._network_items()
         for letter, ranges in (("u", self.idmap.uids), ("g", self.idmap.gids)):
             items += [("lxc.idmap", f"{letter} {r.container} {r.host} {r.count}") for r in ranges]
+        if self._borrows_sys():
+            sys = MountEntry("/sys", "sys", directory=True, read_only=True, recursive=True, optional=True)
+            items.append(("lxc.mount.entry", sys.line()))
         items += [("lxc.mount.entry", mount.line()) for mount in self.mounts]
         if self.start_hook:
             items.append(("lxc.hook.start-host", self.start_hook))
         return items + list(self.raw)
+
+    def _borrows_sys(self) -> bool:
+        """sysfs belongs to the network namespace: who only shares one may not mount it."""
+        return self.share_network and bool(self.idmap)
 
     def _cgroup_items(self) -> list[tuple[str, str]]:
         items = []

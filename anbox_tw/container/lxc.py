@@ -215,7 +215,12 @@ class LxcContainer:
         return mounts, rootfs_of.host_masks(needed)
 
     def _init_paths(self) -> list[str]:
-        """Files that a given init command names, as far as they exist on the host."""
+        """Files that a given init command names, as far as they exist on the host.
+
+        Only for root: with the manager's rights another caller would get to see what it cannot read itself.
+        """
+        if self.spec.owner_uid != 0:
+            return []
         named = [path for path in self.spec.init if path.startswith("/") and os.path.isfile(path)]
         return list(dict.fromkeys([*named, *map(os.path.realpath, named)]))
 

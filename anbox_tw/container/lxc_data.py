@@ -89,6 +89,9 @@ class DataDirectories:
             )
         try:
             _make_path(path)
+            if not self.idmap:
+                # Its root is the host's: a set-uid program that it leaves in /data must be out of reach.
+                os.chmod(path, 0o700)
             for name, mode in (("data", 0o771), ("cache", 0o770), ("logs", 0o755)):
                 owner = (0, 0) if name == "logs" else (self.idmap.root_uid, self.idmap.root_gid)
                 with open_beneath(path, name, create=True, mode=mode, owner=owner) as directory:

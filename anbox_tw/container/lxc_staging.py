@@ -116,7 +116,7 @@ class Staging:
     """One instance's staging directory.
 
     Attributes:
-        path: the directory, mode 0711: to pass through, not to look around.
+        path: the directory; the container's root may pass through it.
     """
 
     def __init__(self, path: str, journal: Journal, commands: Commands, idmap: IdMap) -> None:
@@ -151,8 +151,11 @@ class Staging:
                 # Shared by all instances: whoever leaves last takes it away, not only the one who made it.
                 self.journal.record("directory", path=parent)
             self.journal.record("directory", path=self.path, recursive=True)
-            os.mkdir(self.path, 0o711)
-            os.chmod(self.path, 0o711)  # noqa: S103  # an unprivileged container passes through it
+            os.mkdir(self.path, 0o700)
+            # Nobody but the container's root passes through it: what a guest puts into its /data, a program
+            # that is set-uid to its root among it, is none of the host's other users' business.
+            os.chown(self.path, 0, self.idmap.root_gid)
+            os.chmod(self.path, 0o710)  # noqa: S103  # see above
         except OSError as error:
             raise DiagnosedError.of(
                 "ANBOX-C005", f"the run directory {self.path} cannot be made", str(error)

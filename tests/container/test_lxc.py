@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from typing import Any
 
 import attrs
@@ -20,7 +21,7 @@ from anbox_tw.container.machine import State
 from anbox_tw.container.spec import BindMount, Device, NetworkSpec
 from anbox_tw.interfaces import IContainer, IContainerBackend
 from tests.container.doubles import a_journal, a_spec
-from tests.container.lxc_support import LxcCase, default_reactor, look_at, read, run, until
+from tests.container.lxc_support import LxcCase, default_reactor, look_at, read, run, soon, until
 
 
 class InterfaceTests(SynchronousTestCase):
@@ -432,3 +433,101 @@ class LimitedHostTests(LxcCase):
             await machine.start()
         self.assertEqual(caught.exception.code, "ANBOX-C006")
         self.assertIn("apt install lxc", caught.exception.cure)
+
+
+class SecrecyTests(LxcCase):
+    async def test_a_caller_cannot_name_files_of_root_in_its_init(self) -> None:
+        secret = f"{self.directory}/closed"
+        os.mkdir(secret, 0o700)
+        with open(f"{secret}/file", "w") as file:
+            file.write("world-readable, in a directory of root's own")
+        os.chmod(f"{secret}/file", 0o644)
+        init = ("/bin/sh", "-c", 'cat "$0"; sleep 100', f"{secret}/file")
+        for owner, seen in ((12345, False), (0, True)):
+            spec = self.spec(None, init=init, owner_uid=owner, owner_gid=owner, instance=f"of{owner}")
+            machine = self.machine(spec)
+            await machine.start()
+            self.assertTrue(await soon(lambda spec=spec: bool(read(spec.console_log))))  # type: ignore[misc]
+            self.assertEqual("root's own" in read(spec.console_log), seen)
+            await machine.stop()
+
+    async def test_other_users_do_not_get_to_what_a_guest_has_written(self) -> None:
+        socket, pipe = await self.session()
+        spec = self.spec(socket, privileged=True)
+        machine = self.machine(spec)
+        await machine.start()
+        await pipe.line()
+        self.assertEqual(stat.S_IMODE(os.stat(spec.data_path).st_mode), 0o700)
+        staging = os.stat(f"{spec.run_path}/lxc")
+        self.assertEqual((stat.S_IMODE(staging.st_mode), staging.st_gid), (0o710, 0))
+        await machine.stop()
+        unprivileged = self.spec(None, init=("/bin/sleep", "100"), instance="two")
+        machine = self.machine(unprivileged)
+        await machine.start()
+        staging = os.stat(f"{unprivileged.run_path}/lxc")
+        self.assertEqual((stat.S_IMODE(staging.st_mode), staging.st_gid), (0o710, 100000))
+
+
+class OutsideTests(LxcCase):
+    async def test_a_container_reaches_beyond_the_host_under_the_hosts_address(self) -> None:
+        """The world is another network namespace behind a veth pair."""
+        world = subprocess.Popen(["unshare", "-n", "sleep", "60"])
+        self.addCleanup(world.wait)
+        self.addCleanup(world.kill)
+        own = os.readlink("/proc/self/ns/net")
+        self.assertTrue(await soon(lambda: os.readlink(f"/proc/{world.pid}/ns/net") != own))
+        peer = ["nsenter", f"--net=/proc/{world.pid}/ns/net"]
+        for command in (
+            [
+                "ip",
+                "link",
+                "add",
+                "anboxw0",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "anboxw1",
+                "netns",
+                str(world.pid),
+            ],
+            ["ip", "address", "add", "10.99.94.1/24", "dev", "anboxw0"],
+            ["ip", "link", "set", "anboxw0", "up"],
+            [*peer, "ip", "address", "add", "10.99.94.2/24", "dev", "anboxw1"],
+            [*peer, "ip", "link", "set", "anboxw1", "up"],
+        ):
+            subprocess.run(command, check=True)
+        self.addCleanup(run, "ip", "link", "delete", "anboxw0")
+        server = subprocess.Popen(
+            [
+                *(*peer, sys.executable, "-c"),
+                "import socket; s = socket.create_server(('10.99.94.2', 7)); print('up', flush=True);"
+                "c, a = s.accept(); print(a[0], flush=True)",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stdout is not None
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        self.assertEqual(server.stdout.readline(), "up\n")
+        socket, pipe = await self.session()
+        spec = self.spec(socket, environment={"HOST": "10.99.94.2", "HOST_PORT": "7"})
+        machine = self.machine(spec)
+        await machine.start()
+        self.assertEqual(json.loads(await pipe.line())["local"], machine.info()["address"])
+        self.assertEqual(server.stdout.readline(), "10.99.94.1\n")
+
+    async def test_the_hosts_network_can_be_shared(self) -> None:
+        socket, pipe = await self.session()
+        for privileged in (True, False):
+            spec = self.spec(
+                socket, network=NetworkSpec("host"), privileged=privileged, instance=f"shared{privileged:d}"
+            )
+            machine = self.machine(spec)
+            await machine.start()
+            inside = json.loads(await pipe.line())
+            self.assertEqual(inside["netns"], os.readlink("/proc/self/ns/net"))
+            await machine.stop()
+            self.assertEqual(await pipe.line(), b"terminated")
