@@ -201,7 +201,7 @@ class Builtins:
         if not self._system and not self._root:
             first = os.path.realpath(os.path.dirname(normal) or ".")
             for kernel in ("/proc", "/sys"):
-                if normal.startswith(kernel + "/") or first == kernel or first.startswith(kernel + "/"):
+                if f"{normal}/".startswith(f"{kernel}/") or f"{first}/".startswith(f"{kernel}/"):
                     raise InitError(
                         f"'{path}' belongs to the host's kernel, and the system is not ours to change"
                     )

@@ -282,7 +282,8 @@ class ActionTests(InitCase):
         )
         await self.until(lambda: init.store.get("done"))
         failed = [event["why"] for event in self.events if event["event"] == "command-failed"]
-        self.assertEqual(len([why for why in failed if "not ours to change" in why]), 3, failed)
+        self.assertEqual(len([why for why in failed if "not ours to change" in why]), 4, failed)
+        self.assertEqual(os.stat("/sys").st_mode & 0o777, 0o555)
         await init.stopService()
 
     async def test_a_root_cannot_be_left(self) -> None:
