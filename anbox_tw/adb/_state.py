@@ -202,6 +202,11 @@ class Connection:
         if self.phase is Phase.CLOSED or self.phase is Phase.TLS_HANDSHAKE:
             return None
         reader = self._reader
+        if self.phase is Phase.TLS_OFFERED and reader.begins_with(wire.TLS_RECORD):
+            # adb 36 hands its STLS to one thread and starts TLS in another: on a busy machine the
+            # STLS is never sent. What it begins with says all the same that it took the offer.
+            self._take_tls()
+            return events.popleft()
         try:
             while (packet := reader.next_packet()) is not None:
                 handler = self._handlers.get(packet.command)
@@ -372,9 +377,12 @@ class Connection:
         if self.in_tls:
             return
         self._send(wire.STLS, wire.STLS_VERSION, 0)
-        self._on_stls_answer(_packet)
+        self._take_tls()
 
     def _on_stls_answer(self, _packet: Packet) -> None:
+        self._take_tls()
+
+    def _take_tls(self) -> None:
         self._enter(Phase.TLS_HANDSHAKE)
         self._emit(ev.TlsRequested(self._reader.take_rest()))
 

@@ -69,6 +69,8 @@ AUTH_SIGNATURE = 2
 AUTH_RSAPUBLICKEY = 3
 
 STLS_VERSION = 0x01000000
+TLS_RECORD = b"\x16\x03"
+"""What a TLS ClientHello begins with (RFC 8446, section 5.1); no packet's command does."""
 VERSION_MIN = 0x01000000
 """Android 1.6 to 8.1: every packet carries, and every receiver checks, the byte sum."""
 VERSION_SKIP_CHECKSUM = 0x01000001
@@ -229,6 +231,10 @@ class PacketReader:
         self._after_bulk = len(payload) >= _BULK
         command, arg0, arg1, check = self._head
         return self._checked(command, arg0, arg1, check, payload)
+
+    def begins_with(self, prefix: bytes) -> bool:
+        """Whether the bytes that are next to be parsed begin with ``prefix``."""
+        return self._payload is None and self._data.startswith(prefix, self._pos)
 
     def take_rest(self) -> bytes:
         """The bytes read but not parsed, which belong to another protocol (TLS after STLS)."""
