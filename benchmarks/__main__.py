@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rpc
 from benchmarks.relays import FULL, MEASURES, QUICK, Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -98,12 +99,16 @@ def main() -> None:
     results, machine = bench.results(), host()
     settings = {"rounds": scale.rounds, "MiB per transfer": scale.bytes >> 20, "idle streams": scale.streams}
     text = table(results, machine, settings)
+    calls = None
+    if not arguments.only and not arguments.measure:
+        calls = rpc.run(quick=arguments.quick)
+        text += "\n" + rpc.table(calls) + "\n"
     print(text)
     if not arguments.no_save:
         RESULTS.mkdir(exist_ok=True)
         kind = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cpus']}cpu".lower()).strip("-")
         name = f"{datetime.date.today()}-{kind}{'-quick' if arguments.quick else ''}"
-        document = {"host": machine, "settings": settings, "relays": results}
+        document = {"host": machine, "settings": settings, "relays": results, "rpc": calls}
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
         (RESULTS / f"{name}.md").write_text(text)
         print(f"written: {RESULTS / name}.json and .md", file=sys.stderr)

@@ -190,6 +190,8 @@ class ManagerService(Service):
         factory: its ``channels`` are the clients.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         clock: IReactorTime,
@@ -207,7 +209,8 @@ class ManagerService(Service):
             max_channels=MAX_CLIENTS,
         )
         self.listener = make_listener(self.factory)
-        self._stopped: Deferred[None] | None = None
+        self._stopping = False
+        self._waiting_for_stop: list[Deferred[None]] = []
 
     def startService(self) -> None:
         """Listen, and undo what a killed manager left.
@@ -228,11 +231,25 @@ class ManagerService(Service):
         Returns:
             Fires when nothing is left.
         """
+        done: Deferred[None] = Deferred()
+        self._waiting_for_stop.append(done)
+        if self._stopping:
+            return done
         if not self.running:
-            return self._stopped or self.listener.stopService()
+            self._end_stop()
+            return done
+        self._stopping = True
         super().stopService()
         # Containers first: their owners are told by events and keep their connection until then.
         stopping = self.manager.shut_down()
         stopping.addCallback(lambda _: self.factory.close_all("the container manager is shutting down"))
         stopping.addCallback(lambda _: self.listener.stopService())
-        return stopping
+        stopping.addErrback(lambda failure: self._log.failure("the manager did not stop well", failure))
+        stopping.addCallback(lambda _: self._end_stop())
+        return done
+
+    def _end_stop(self) -> None:
+        self._stopping = False
+        waiting, self._waiting_for_stop = self._waiting_for_stop, []
+        for waiter in waiting:
+            waiter.callback(None)

@@ -600,10 +600,11 @@ class Channel(Protocol):
 
     def _lose(self) -> None:
         transport = cast(Any, self.transport)
-        transport.unregisterProducer()
-        transport.loseConnection()
+        # First: a transport in memory is closed when loseConnection returns.
         if self._close_timer is None:
             self._close_timer = self._clock.callLater(self.limits.close_timeout, self._close_late)
+        transport.unregisterProducer()
+        transport.loseConnection()
 
     def _close_late(self) -> None:
         self._close_timer = None
