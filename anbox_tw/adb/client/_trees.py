@@ -12,8 +12,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
+from anbox_tw.adb import _sync
 from anbox_tw.adb.client._errors import SyncFailure
-from anbox_tw.adb.client.sync import Progress, RemoteStat, SyncSession, choose_codec
+from anbox_tw.adb.client.sync import SMALL_BATCH, Progress, RemoteStat, SyncSession, choose_codec
 from anbox_tw.errors import AdbError
 
 __all__ = ["in_thread", "pull", "push"]
@@ -52,6 +53,12 @@ class _Counter:
             report(Progress(path, self._done, self._total))
 
         return count
+
+    def whole(self, item: _Item) -> None:
+        """One file is there, all of it."""
+        count = self.of(item.source)
+        if count is not None:
+            count(item.size)
 
 
 def in_thread(reactor: Any, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
@@ -103,14 +110,34 @@ async def push(
         items += await in_thread(reactor, _walk, source, goal)
     counter = _Counter(items, progress)
     sent = 0
-    for item in items:
+    small: list[_Item] = []
+
+    async def send(item: _Item) -> None:
         count = counter.of(item.source)
-        if resume and stat.S_ISREG(item.mode) and _same(await session.stat(item.target), item):
-            if count is not None:
-                count(item.size)
-            continue
         await session.send(item.source, item.target, codec=codec, dry_run=dry_run, progress=count)
+
+    async def send_small() -> None:
+        batch = {item.target: item for item in small}
+        small.clear()
+        large = await session.send_small([(item.source, item.target) for item in batch.values()])
+        for _, path in large:
+            await send(batch.pop(path))
+        for item in batch.values():
+            counter.whole(item)
+
+    for item in items:
+        if resume and stat.S_ISREG(item.mode) and _same(await session.stat(item.target), item):
+            counter.whole(item)
+            continue
         sent += 1
+        if item.size > _sync.MAX_CHUNK or dry_run:
+            await send(item)
+            continue
+        small.append(item)
+        if len(small) >= SMALL_BATCH:
+            await send_small()
+    if small:
+        await send_small()
     return sent
 
 
@@ -147,21 +174,40 @@ async def pull(
             items.append(_Item(source, goal, status.size, status.mtime, status.mode))
     counter = _Counter(items, progress)
     received = 0
+    small: list[_Item] = []
+
+    def finish(item: _Item) -> None:
+        if preserve:
+            os.utime(item.target, (item.mtime, item.mtime))
+            os.chmod(item.target, stat.S_IMODE(item.mode) & 0o777)
+
+    async def receive_small() -> None:
+        batch = small[:]
+        small.clear()
+        pairs = [(item.source, item.target) for item in batch]
+        await session.receive_small(pairs, lambda index: finish(batch[index]))
+        for item in batch:
+            counter.whole(item)
+
     for item in items:
-        count = counter.of(item.source)
         if stat.S_ISDIR(item.mode):
             os.makedirs(item.target, exist_ok=True)
             continue
         if resume and preserve and _same_local(item):
-            if count is not None:
-                count(item.size)
+            counter.whole(item)
             continue
         os.makedirs(os.path.dirname(item.target) or ".", exist_ok=True)
-        await session.receive(item.source, item.target, codec=codec, progress=count)
-        if preserve:
-            os.utime(item.target, (item.mtime, item.mtime))
-            os.chmod(item.target, stat.S_IMODE(item.mode) & 0o777)
         received += 1
+        # What /proc and /sys call a file of no size may give any amount.
+        if 0 < item.size <= _sync.MAX_CHUNK:
+            small.append(item)
+            if len(small) >= SMALL_BATCH:
+                await receive_small()
+            continue
+        await session.receive(item.source, item.target, codec=codec, progress=counter.of(item.source))
+        finish(item)
+    if small:
+        await receive_small()
     return received
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -19,10 +19,12 @@ from anbox_tw.adb.client.streams import ByteStream
 from anbox_tw.adb.daemon import compression
 from anbox_tw.errors import AdbError, PeerError
 
-__all__ = ["Progress", "RemoteStat", "SyncSession", "choose_codec"]
+__all__ = ["SMALL_BATCH", "Progress", "RemoteStat", "SyncSession", "choose_codec"]
 
 BULK = 15 * _sync.MAX_CHUNK
 """File bytes read or written in one go; with their headers just below the largest packet."""
+SMALL_BATCH = 64
+"""Small files that are read, asked for or written together."""
 MAX_PENDING = 64
 """Files sent whose answer has not come; adb itself goes to 128."""
 
@@ -216,6 +218,32 @@ class SyncSession:
             await self._answer()
         await self.stream.drain()
 
+    async def send_small(self, files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Send many small files and symlinks; one turn of a thread reads them all.
+
+        Args:
+            files: (local path, path on the device), at most ``SMALL_BATCH``.
+
+        Returns:
+            Those that are not small any more, for ``send``.
+
+        Raises:
+            SyncFailure: an earlier file has failed.
+            OSError: a local file cannot be read.
+        """
+        found: list[tuple[os.stat_result, bytes | None]] = await self._thread(_read_small, files)
+        large = []
+        for (source, path), (status, data) in zip(files, found, strict=True):
+            if data is None:
+                large.append((source, path))
+                continue
+            self._send_whole(path, status, data)
+            self._pending.append(path)
+            while len(self._pending) >= MAX_PENDING or (self._pending and self.stream.available >= 8):
+                await self._answer()
+        await self.stream.drain()
+        return large
+
     def _send_whole(self, path: str, status: os.stat_result, data: bytes) -> None:
         spec = os.fsencode(f"{path},{status.st_mode}")
         self.stream.write(
@@ -348,6 +376,36 @@ class SyncSession:
         if worker is not None and not worker.finished():
             raise SyncFailure(f"{path}: the compressed data ends too early")
 
+    async def receive_small(self, files: Sequence[tuple[str, str]], finish: Callable[[int], None]) -> None:
+        """Receive many small files; all are asked for at once, and one turn of a thread writes them.
+
+        Args:
+            files: (path on the device, local path), at most ``SMALL_BATCH``.
+            finish: called in the thread with the index of each file that is in place.
+
+        Raises:
+            SyncFailure: the device cannot read one, or one has become large.
+            OSError: a local file cannot be written.
+        """
+        await self._all_answered()
+        for path, _ in files:
+            self._request(_sync.RECV_V1, path)
+        contents = []
+        room = SMALL_BATCH * _sync.MAX_CHUNK
+        for path, _ in files:
+            content = bytearray()
+            try:
+                async for piece in self._pieces():
+                    content += piece
+                    room -= len(piece)
+                    if room < 0:
+                        self.stream.abort()
+                        raise SyncFailure("it has grown while it was being copied")
+            except SyncFailure as error:
+                raise SyncFailure(f"{path}: {error.cause}") from error
+            contents.append(bytes(content))
+        await self._thread(_write_small, [target for _, target in files], contents, finish)
+
     async def _chunks(self, path: str, codec: str | None) -> Any:
         """The pieces of a file, as they come."""
         await self._all_answered()
@@ -356,6 +414,10 @@ class SyncSession:
             self.stream.write(_sync.header(_sync.RECV_V2, compression.FLAGS[codec] if codec else 0))
         else:
             self._request(_sync.RECV_V1, path)
+        async for piece in self._pieces():
+            yield piece
+
+    async def _pieces(self) -> Any:
         while True:
             kind, value = await self._header()
             if kind == _sync.DONE:
@@ -404,6 +466,39 @@ class SyncSession:
 def _from_v2(fields: tuple[Any, ...]) -> RemoteStat:
     _, error, dev, ino, mode, nlink, uid, gid, size, atime, mtime, ctime = fields[:12]
     return RemoteStat(mode, size, mtime, error, "", uid, gid, nlink, dev, ino, atime, ctime)
+
+
+def _read_small(files: Sequence[tuple[str, str]]) -> list[tuple[os.stat_result, bytes | None]]:
+    """In a thread: status and content of small files and symlinks; None for what is neither."""
+    found: list[tuple[os.stat_result, bytes | None]] = []
+    for source, _ in files:
+        status = os.lstat(source)
+        data: bytes | None = None
+        if stat.S_ISLNK(status.st_mode):
+            data = os.fsencode(os.readlink(source)) + b"\0"
+        elif stat.S_ISREG(status.st_mode) and status.st_size <= _sync.MAX_CHUNK:
+            with open(source, "rb", buffering=0) as file:
+                data = file.read(_sync.MAX_CHUNK + 1)
+            if len(data) > _sync.MAX_CHUNK:
+                data = None
+        found.append((status, data))
+    return found
+
+
+def _write_small(targets: Sequence[str], contents: Sequence[bytes], finish: Callable[[int], None]) -> None:
+    """In a thread: write small files, each of which appears whole or not at all."""
+    for index, (target, content) in enumerate(zip(targets, contents, strict=True)):
+        partial = f"{target}.part-{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with open(os.open(partial, flags, 0o666), "wb", buffering=0) as file:
+                file.write(content)
+            os.replace(partial, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
+        finish(index)
 
 
 def _frame(data: bytes | memoryview) -> bytes:
