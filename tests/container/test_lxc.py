@@ -105,7 +105,12 @@ class HostRootfsTests(LxcCase):
     async def test_a_user_of_the_host_is_androids_system(self) -> None:
         socket, pipe = await self.session(mode=0o600)
         os.chown(socket, 12345, 12345)
-        machine = self.machine(self.spec(socket, owner_uid=12345, owner_gid=12345))
+        # The host rootfs has a /tmp of its own, and a caller who is not root brings its files itself.
+        mounts = (BindMount(socket, "dev/qemu_pipe"), BindMount(self.init, "tmp/init.py", read_only=True))
+        init = (sys.executable, "/tmp/init.py")
+        machine = self.machine(
+            self.spec(None, owner_uid=12345, owner_gid=12345, bind_mounts=mounts, init=init)
+        )
         await machine.start()
         inside = await self.report(pipe)
         self.assertEqual(inside["uid_map"][:6], ["0", "100000", "1000", "1000", "12345", "1"])
