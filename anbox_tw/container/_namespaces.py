@@ -105,15 +105,21 @@ def enter_namespaces(own_network: bool) -> tuple[list[str], dict[str, str]]:
     try:
         sys_.unshare(sum(REQUIRED.values()))
     except OSError as error:
-        raise Refused(f"user, mount and pid namespaces: {error.strerror}") from error
+        raise Refused(f"user, mount and pid namespaces: {_why(error)}") from error
     got, refused = list(REQUIRED), {}
     for name, flag in wanted.items():
         try:
             sys_.unshare(flag)
             got.append(name)
         except OSError as error:
-            refused[name] = error.strerror or str(error)
+            refused[name] = _why(error)
     return sorted(got), refused
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:  # says "No space left on device", which sends people to their disks
+        return "the limits in /proc/sys/user allow no more"
+    return error.strerror or str(error)
 
 
 def _walk(base: int, path: str) -> int:

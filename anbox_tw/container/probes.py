@@ -28,6 +28,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from anbox_tw.container.commands import Commands, find_tool
 from anbox_tw.container.diagnosis import DiagnosedError, Probe
 from anbox_tw.container.process_plan import PythonFacts, list_root, trial_plan
+from anbox_tw.network.paths import RuntimePaths
 
 __all__ = ["CHECKS", "Check", "Finding", "HostView", "launcher_command", "run_checks", "trial_namespaces"]
 
@@ -185,7 +186,7 @@ def _free_bytes(path: str) -> int:
 async def _data_path(host: HostView) -> Finding:
     path = host.data_path
     if path is None:
-        path = "/var/lib/anbox" if host.uid == 0 else os.path.join(host.python.home, ".local/share/anbox")
+        path = RuntimePaths("/").data_path(privileged=host.uid == 0, environ=host.environment)
     why = _usable_directory(path)
     if why:
         return Finding(False, why, "choose a writable directory with --data-path")
@@ -274,7 +275,9 @@ async def _slirp4netns(host: HostView) -> Finding:
     if host.tool("slirp4netns") is None:
         return Finding(False, "not installed: containers have loopback only", "`apt install slirp4netns`")
     if not host.accessible(f"{host.dev}/net/tun", os.R_OK | os.W_OK):
-        return Finding(False, f"{host.dev}/net/tun cannot be used", "`modprobe tun` as root")
+        there = host.exists(f"{host.dev}/net/tun")
+        cure = f"`chmod 0666 {host.dev}/net/tun` as root" if there else "`modprobe tun` as root"
+        return Finding(False, f"{host.dev}/net/tun cannot be used: containers have loopback only", cure)
     return Finding(True, "gives containers an outbound network")
 
 

@@ -339,6 +339,16 @@ class ProcessContainer:
             gone_waiter.callback(None)
 
 
+def _is_mapped(number: int, path: str) -> bool:
+    """Whether an id exists in our own user namespace."""
+    try:
+        with open(path) as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+    except OSError:
+        return True  # a kernel without user namespaces
+    return any(first <= number < first + count for first, _, count in ranges)
+
+
 def _resolv_conf(rootfs: str) -> str:
     """What ``/etc/resolv.conf`` is in the container, when all links are followed."""
     if rootfs == HOST_ROOTFS:
@@ -431,11 +441,12 @@ class ProcessBackend:
         )
 
     @staticmethod
-    def host_ids(spec: ContainerSpec) -> tuple[int, int]:
+    def host_ids(spec: ContainerSpec, proc: str = "/proc") -> tuple[int, int]:
         """The host's uid and gid of the container's root.
 
         It is the owner. For an owner who is root it is `BASE_ID` in root's group, for the
-        container's guest must not read what only root may; ``privileged`` makes it root after all.
+        container's guest must not read what only root may; ``privileged`` makes it root after all, and so
+        does a root who is one only in a user namespace without that id (a rootless Docker or Podman).
 
         Raises:
             PermissionRefused: only root can run a container as somebody else.
@@ -448,6 +459,6 @@ class ProcessBackend:
                     code="ANBOX-C021",
                 )
             return spec.owner_uid, spec.owner_gid
-        if spec.owner_uid == 0 and not spec.privileged:
+        if spec.owner_uid == 0 and not spec.privileged and _is_mapped(BASE_ID, f"{proc}/self/uid_map"):
             return BASE_ID, spec.owner_gid
         return spec.owner_uid, spec.owner_gid

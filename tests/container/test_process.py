@@ -584,6 +584,30 @@ class PlainDetailTests(PlainCase):
         manager.stop()
 
 
+class RefusingKernelTests(RealCase):
+    """A kernel that refuses user namespaces; this one does it below a user namespace without a right to more."""
+
+    wrapper = [
+        *("unshare", "--user", "--map-root-user", "sh", "-c"),
+        'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"',
+        "sh",
+    ]
+
+    def test_it_falls_back_and_says_so(self) -> None:
+        info, _ = self.run_script("true")
+        self.assertEqual(info["isolation"], "plain")
+        why = "user, mount and pid namespaces: the limits in /proc/sys/user allow no more"
+        self.assertEqual(info["refused"]["all"], why)
+        self.assertIn(why, " ".join(info["notes"]))
+
+    def test_it_fails_where_namespaces_are_demanded(self) -> None:
+        manager = self.manage("exec sleep 1000", isolation="namespaces")
+        failed = manager.until("failed")
+        self.assertEqual(failed["code"], "ANBOX-C010")
+        self.assertIn("/proc/sys/user", failed["why"])
+        manager.process.wait()
+
+
 class KillTests(RealCase):
     """kill -9 of the manager at each of its events, one after the other in the same directories."""
 
@@ -654,10 +678,38 @@ class BackendTests(TestCase):
         self.assertEqual(
             ProcessBackend.host_ids(a_spec(self.directory, owner_uid=0, owner_gid=7, privileged=True)), (0, 7)
         )
+        uid_map = self.mktemp()
+        os.makedirs(f"{uid_map}/self")
+        for text, uid in (
+            ("0 1000 1\n", 0),
+            ("0 1000 1\n1 165536 65536\n", 0),
+            ("0 0 4294967295\n", BASE_ID),
+        ):
+            with open(f"{uid_map}/self/uid_map", "w") as file:
+                file.write(text)
+            self.assertEqual(ProcessBackend.host_ids(of_root, uid_map), (uid, 7))
+        self.assertEqual(ProcessBackend.host_ids(of_root, "/nonexistent"), (BASE_ID, 7))
         self.patch(os, "geteuid", lambda: 1000)
         self.patch(os, "getegid", lambda: 1001)
         self.assertEqual(ProcessBackend.host_ids(spec), (1000, 1001))
         self.assertRaises(PermissionRefused, ProcessBackend.host_ids, of_root)
+
+    def test_a_start_can_be_stopped_at_once(self) -> Deferred[None]:
+        backend = ProcessBackend(self.reactor)
+        journal = a_journal(self.reactor, f"{self.directory}/journal")
+        self.addCleanup(journal.close)
+        container = backend.create(a_spec(self.directory, init=("/bin/sleep", "1000")), journal)
+        self.successResultOf(container.prepare())
+        started = container.start()
+        started.cancel()
+        self.failureResultOf(started)
+
+        def check(_: None) -> Deferred[None]:
+            self.assertIsNone(container.info()["pid"])
+            self.assertIsNone(container.info()["supervisor_pid"])
+            return journal.undo_all()
+
+        return container.stop(30).addCallback(check)
 
     def test_waiters_are_each_their_own(self) -> None:
         backend = ProcessBackend(self.reactor)
