@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -33,6 +35,8 @@ _SO_MARK: Final = 36
 REQUEST_BYTES: Final = 12
 # a client sends its request with the connect; who does not is not one
 REQUEST_TIMEOUT_S: Final = 5.0
+# a request that is not whole gets this long for the rest; then it is one of the wrong size
+REST_TIMEOUT_S: Final = 0.25
 
 
 class FwmarkCommand(IntEnum):
@@ -124,6 +128,7 @@ class FwmarkServer:
         return -errno.EPROTO
 
 
+@implementer(IHalfCloseableProtocol)
 class _FwmarkProtocol(FdReceiver, Protocol):
     """One request, one answer, and the end."""
 
@@ -143,7 +148,7 @@ class _FwmarkProtocol(FdReceiver, Protocol):
             self._credentials = peer_credentials(self.transport)
         except NetworkError:
             pass
-        self._timer = self._clock.callLater(REQUEST_TIMEOUT_S, self.transport.abortConnection)
+        self._wait(REQUEST_TIMEOUT_S, self.transport.abortConnection)
 
     def dataReceived(self, data: bytes) -> None:
         if self._answered:
@@ -151,8 +156,14 @@ class _FwmarkProtocol(FdReceiver, Protocol):
         self._data += data
         if len(self._data) < REQUEST_BYTES:
             # the original takes one recvmsg for the whole; over a stream, pieces of it may come one by one
+            self._wait(REST_TIMEOUT_S, self._answer)
             return
         self._answer()
+
+    def _wait(self, delay: float, then: Callable[[], object]) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = self._clock.callLater(delay, then)
 
     def _answer(self) -> None:
         request = decode_fwmark_request(self._data)
@@ -170,6 +181,7 @@ class _FwmarkProtocol(FdReceiver, Protocol):
 
     def _finish(self, result: int) -> None:
         self._answered = True
+        self._wait(REQUEST_TIMEOUT_S, self.transport.abortConnection)
         self.close_pending_fds()
         self.transport.write(struct.pack("=i", result))
         self.transport.loseConnection()

@@ -133,6 +133,10 @@ class _Datagram(DatagramProtocol):
     def connectionRefused(self) -> None:
         self._fail(LookupFailed(f"{self._server} refuses", again=True))
 
+    def stopProtocol(self) -> None:
+        # epoll tells an ICMP error as the end of the socket; after stopListening() the answer is there already
+        self._fail(LookupFailed(f"{self._server} cannot be reached", again=True))
+
     def _fail(self, error: LookupFailed) -> None:
         if not self.done.called:
             self.done.errback(error)
@@ -365,7 +369,20 @@ class Resolver:
             for each in self._pending.pop(joint):
                 each.callback(result) if not isinstance(result, Failure) else each.errback(result)
 
-    async def _ask(self, network: _Network, name: str, kind: int, mark: int, net_id: int) -> Records | None:
+    async def _follow(
+        self, network: _Network, name: str, kind: int, mark: int, net_id: int, target: Records, depth: int
+    ) -> Records | None:
+        if depth >= MAX_CNAMES:
+            raise LookupFailed(f"{name} has too many aliases", again=False)
+        found = await self._ask(network, target.canonical_name, kind, mark, net_id, depth + 1)
+        if found is None:
+            return None
+        aliases = (*target.aliases, *found.aliases)
+        return Records(found.values, found.canonical_name, min(found.ttl, target.ttl), aliases)
+
+    async def _ask(
+        self, network: _Network, name: str, kind: int, mark: int, net_id: int, depth: int = 0
+    ) -> Records | None:
         servers = self._usable(network)
         if not servers:
             raise LookupFailed(f"network {net_id} has no name servers", again=True)
@@ -383,7 +400,12 @@ class Resolver:
                     self._sample(network, server, False)
                     continue
                 self._sample(network, server, True)
-                return self._remember(network, name, kind, message)
+                records, target = _extract(message, name, kind)
+                if records is None and target is not None:
+                    # a server that does not recurse tells of the alias and leaves the rest to us
+                    records = await self._follow(network, name, kind, mark, net_id, target, depth)
+                self._remember(network, name, kind, message, records)
+                return records
         raise last
 
     def _usable(self, network: _Network) -> list[str]:
@@ -401,15 +423,15 @@ class Resolver:
         samples = network.samples.setdefault(server, deque(maxlen=max(1, network.parameters.max_samples)))
         samples.append((self._reactor.seconds(), ok))
 
-    def _remember(self, network: _Network, name: str, kind: int, message: dns.Message) -> Records | None:
-        records = _extract(message, name, kind)
+    def _remember(
+        self, network: _Network, name: str, kind: int, message: dns.Message, records: Records | None
+    ) -> None:
         ttl = records.ttl if records is not None else _negative_ttl(message)
         if ttl > 0:
             network.cache[name, kind] = Answer(records, self._reactor.seconds() + ttl)
             network.cache.move_to_end((name, kind))
             while len(network.cache) > MAX_CACHE_ENTRIES:
                 network.cache.popitem(last=False)
-        return records
 
     async def _ask_one(self, server: str, name: str, kind: int, mark: int, timeout: float) -> dns.Message:
         query = dns.Message(id=random.SystemRandom().randrange(65536), recDes=1)
@@ -456,8 +478,12 @@ class Resolver:
             done.cancel()
 
 
-def _extract(message: dns.Message, name: str, kind: int) -> Records | None:
-    """The records of a reply, along its CNAMEs."""
+def _extract(message: dns.Message, name: str, kind: int) -> tuple[Records | None, Records | None]:
+    """What a reply says of a name, along its CNAMEs.
+
+    Returns:
+        The records, or None; and, when aliases lead to a name that the reply says nothing of, an empty entry for that.
+    """
     aliases: list[str] = []
     current, ttl = name, MAX_TTL_S
     records = [(_text(each.name), each) for each in message.answers]
@@ -470,17 +496,17 @@ def _extract(message: dns.Message, name: str, kind: int) -> Records | None:
                     values.append(value)
                     ttl = min(ttl, each.ttl)
         if values:
-            return Records(tuple(values), current, ttl, tuple(aliases))
+            return Records(tuple(values), current, ttl, tuple(aliases)), None
         following = next(
             (each for owner, each in records if owner == current and each.type == dns.CNAME), None
         )
         if following is None:
-            return None
+            return None, Records((), current, ttl, tuple(aliases)) if aliases else None
         ttl = min(ttl, following.ttl)
         aliases.append(current)
         payload: Any = following.payload
         current = _text(payload.name)
-    return None
+    return None, None
 
 
 def _text(name: Any) -> str:

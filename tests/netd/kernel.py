@@ -98,6 +98,8 @@ class Space:
 class KernelTestCase(TestCase):
     """A test with namespaces of its own."""
 
+    timeout = 90
+
     def setUp(self) -> None:
         need_root()
         for tool in ("unshare", "nsenter", "ip", "nft"):
