@@ -1,8 +1,8 @@
 """Run the trial suite in parallel shards, each in a network namespace of its own where that is possible.
 
-A shard is a set of test packages. As root each shard gets private network and mount namespaces, so the
-ports, bridges, nft rules and mounts of one cannot meet those of another, nor the machine's. The coverage of
-all shards is added up and held against the floor.
+A shard is a set of test packages. As root each shard gets private network and mount namespaces with a /run of
+its own, so the ports, bridges, nft rules, mounts and sockets of one cannot meet those of another, nor the
+machine's. The coverage of all shards is added up and held against the floor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMESPACE = [
     "private",
     "sh",
     "-c",
-    'ip link set lo up; exec "$@"',
+    'mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec "$@"',
     "sh",
 ]
 

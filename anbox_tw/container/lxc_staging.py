@@ -28,6 +28,7 @@ __all__ = ["Staging", "is_open_to_all", "open_beneath", "staging_path"]
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 MAX_BASE_BYTES = 200  # an overlay's options hold three paths below it and must fit into one page
 FALLBACK_BASE = "/run/anbox-tw"
+MAX_BASE_RACES = 20  # instances that start just when others leave; each try loses only to one that ends
 
 
 def is_open_to_all(path: str) -> bool:
@@ -138,20 +139,16 @@ class Staging:
         Raises:
             DiagnosedError: it cannot be made (``ANBOX-C005``).
         """
-        missing = []
-        parent = os.path.dirname(self.path)
-        while not os.path.isdir(parent):
-            missing.append(parent)
-            parent = os.path.dirname(parent)
         try:
-            for directory in reversed(missing):
-                make_directory(self.journal, directory, 0o711)
-            parent = os.path.dirname(self.path)
-            if parent == FALLBACK_BASE and parent not in missing:
-                # Shared by all instances: whoever leaves last takes it away, not only the one who made it.
-                self.journal.record("directory", path=parent)
-            self.journal.record("directory", path=self.path, recursive=True)
-            os.mkdir(self.path, 0o700)
+            for attempt in range(MAX_BASE_RACES):
+                self._make_base()
+                try:
+                    os.mkdir(self.path, 0o700)
+                    break
+                except FileNotFoundError:
+                    # Another instance has just left, and taken the empty base with it.
+                    if attempt + 1 == MAX_BASE_RACES:
+                        raise
             # Nobody but the container's root passes through it: what a guest puts into its /data, a program
             # that is set-uid to its root among it, is none of the host's other users' business.
             os.chown(self.path, 0, self.idmap.root_gid)
@@ -160,6 +157,24 @@ class Staging:
             raise DiagnosedError.of(
                 "ANBOX-C005", f"the run directory {self.path} cannot be made", str(error)
             ) from error
+
+    def _make_base(self) -> None:
+        """Make what is above the staging directory, and write both down."""
+        missing = []
+        parent = os.path.dirname(self.path)
+        while not os.path.isdir(parent):
+            missing.append(parent)
+            parent = os.path.dirname(parent)
+        for directory in reversed(missing):
+            try:
+                make_directory(self.journal, directory, 0o711)
+            except FileExistsError:
+                continue  # another instance was quicker
+        parent = os.path.dirname(self.path)
+        if parent == FALLBACK_BASE:
+            # Shared by all instances: whoever leaves last takes it away, not only the one who made it.
+            self.journal.record("directory", path=parent)
+        self.journal.record("directory", path=self.path, recursive=True)
 
     def directory(self, name: str, mode: int = 0o711) -> str:
         """Make a directory in the staging directory; gives its path."""

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from anbox_tw.container import lxc_host, lxc_process
+from anbox_tw.container import lxc_host, lxc_process, lxc_staging
 from anbox_tw.container.commands import Commands
 from anbox_tw.container.diagnosis import DiagnosedError
 from anbox_tw.container.idmap import IdMap, idmap_for
@@ -452,6 +452,25 @@ class StagingTests(SynchronousTestCase):
         staging = Staging(f"{directory}/run", journal, Commands(Clock()), IdMap())
         error = self.assertRaises(DiagnosedError, staging.open)
         self.assertEqual(error.code, "ANBOX-C005")
+
+    def test_a_base_that_another_instance_takes_away_just_now(self) -> None:
+        base = os.path.abspath(self.mktemp())
+        self.patch(lxc_staging, "FALLBACK_BASE", base)
+        journal = a_journal(Clock(), self.mktemp())
+        self.addCleanup(journal.close)
+        real = os.mkdir
+        taken: list[str] = []
+
+        def mkdir(path: str, mode: int = 0o777) -> None:
+            if path == f"{base}/mine" and not taken:
+                taken.append(path)
+                os.rmdir(base)
+            real(path, mode)
+
+        self.patch(os, "mkdir", mkdir)
+        Staging(f"{base}/mine", journal, Commands(Clock()), IdMap()).open()
+        self.assertEqual(taken, [f"{base}/mine"])
+        self.assertTrue(os.path.isdir(f"{base}/mine"))
 
     def test_a_source_that_is_gone(self) -> None:
         journal = a_journal(Clock(), self.mktemp())

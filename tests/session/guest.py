@@ -17,7 +17,7 @@ from anbox_tw.rpc import Channel, Dispatcher, Peer
 from anbox_tw.rpc._pb import anbox_bridge_pb2 as pb
 from tests.qemu.scripted import ScriptedAdbd
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 async def until(condition: Callable[[], Any], seconds: float = LIMIT_S) -> Any:
