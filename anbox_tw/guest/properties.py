@@ -7,7 +7,7 @@ import platform
 import tempfile
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionClosed
 from twisted.internet.interfaces import IAddress
@@ -190,7 +190,7 @@ async def fetch_boot_properties(reactor: Any, path: str) -> dict[str, str]:
         try:
             asking: Any = await UNIXClientEndpoint(reactor, path, timeout=LIST_TIMEOUT_S).connect(_Opening())
             found: dict[str, str] = await asking.done.addTimeout(LIST_TIMEOUT_S, reactor)
-        except (ConnectError, ConnectionClosed, AnboxError, OSError) as error:
+        except (ConnectError, ConnectionClosed, TimeoutError, AnboxError, OSError) as error:
             _log.debug("boot properties: {error}", error=error)
         else:
             return found
