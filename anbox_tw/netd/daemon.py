@@ -11,6 +11,7 @@ stays where it is.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -21,7 +22,14 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.logger import Logger
 
-from anbox_tw.errors import AnboxError, ConfigError, HostLacks, PermissionRefused
+from anbox_tw.errors import (
+    AlreadyRunning,
+    AnboxError,
+    ConfigError,
+    HostLacks,
+    NetworkError,
+    PermissionRefused,
+)
 from anbox_tw.netd._events import Broadcast
 from anbox_tw.netd.commands import register_all
 from anbox_tw.netd.controllers import NFLOG_GROUPS, Controllers
@@ -33,6 +41,7 @@ from anbox_tw.netd.mdns import MDnsSdListener
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
 from anbox_tw.network import Connections, EndpointListener, UnixListener
+from anbox_tw.network.credentials import peer_credentials
 
 __all__ = ["DEFAULT_SOCKET_DIR", "SOCKETS", "Netd", "inherited_sockets"]
 
@@ -94,6 +103,7 @@ class Netd(Service):
 
     Attributes:
         controllers: what the commands act on; also for use from Python.
+        creators: what serves each socket, by name, once the daemon has started.
         commands: the listener of ``netd``.
         manager: the kernel's events.
         connections: all accepted connections.
@@ -160,6 +170,8 @@ class Netd(Service):
         self._made_directory = False
         self._ready: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
+        self._claims: list[socket.socket] = []
+        self.creators: dict[str, Any] = {}
         self.controllers: Controllers | None = None
         self.manager: NetlinkManager | None = None
         self.mdns: MDnsSdListener | None = None
@@ -197,7 +209,52 @@ class Netd(Service):
             where=f", network namespace {self._namespace.name}" if self._namespace.name else "",
         )
 
+    def _claim(self) -> None:
+        """Have the namespace and the table to ourselves, by abstract names that the kernel frees when we are gone.
+
+        Raises:
+            AlreadyRunning: another daemon has our table.
+        """
+        for name, needed in ((f"anbox-netd/{self._table}", True), ("anbox-netd", False)):
+            claim = self._namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                claim.bind("\0" + name)
+                claim.listen(1)
+            except OSError as error:
+                claim.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                if not self._held_by_a_netd(name):
+                    # anybody may take an abstract name; that must not keep us from our work
+                    self._log.warn("the name {name} is held by a process that can be no netd", name=name)
+                    continue
+                if needed:
+                    where = (
+                        f"the network namespace {self._namespace.name}"
+                        if self._namespace.name
+                        else "this network namespace"
+                    )
+                    raise AlreadyRunning(
+                        f"a netd with the table {self._table!r} serves {where} already",
+                        "choose another --table, or stop it",
+                    ) from error
+                # one with another table: what carries our protocol number may be its own
+                self._leftovers = False
+            else:
+                self._claims.append(claim)
+
+    def _held_by_a_netd(self, name: str) -> bool:
+        with self._namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect("\0" + name)
+                return peer_credentials(probe).uid in (0, os.geteuid())
+            except (OSError, NetworkError):
+                # no room in its queue: others ask as well
+                return True
+
     def _start(self) -> None:
+        if self._dry_run is None:
+            self._claim()
         try:
             self.controllers = Controllers(
                 self._reactor,
@@ -220,7 +277,8 @@ class Netd(Service):
         )
         self.manager.startService()
         register_all(self.commands, self.controllers)
-        creators: dict[str, Any] = {"netd": self.commands}
+        creators = self.creators
+        creators["netd"] = self.commands
         proxy = DnsProxy(self.controllers.resolver, self.controllers.networks, self._namespace)
         creators["dnsproxyd"] = DnsProxyListener(proxy, clock=self._reactor, legacy=self._legacy_dns)
         self.mdns = MDnsSdListener(self._reactor, self._namespace)
@@ -237,7 +295,11 @@ class Netd(Service):
         self._ready = Deferred.fromCoroutine(self._prepare(let_go))
 
     def _make_directory(self) -> None:
-        if all(name in self._adopted for name in self._wanted) or os.path.isdir(self.socket_dir):
+        if (
+            not self._wanted
+            or all(name in self._adopted for name in self._wanted)
+            or os.path.isdir(self.socket_dir)
+        ):
             return
         try:
             os.mkdir(self.socket_dir, 0o755)
@@ -310,6 +372,7 @@ class Netd(Service):
             self.manager.stopService()
         if self.controllers is not None:
             self.controllers.routes.close()
+        self._let_go()
         self._remove_directory()
         self._namespace.close()
 
@@ -345,8 +408,14 @@ class Netd(Service):
             await self.manager.stopService()
         if self.controllers is not None:
             await self.controllers.undo()
+        self._let_go()
         self._remove_directory()
         self._namespace.close()
+
+    def _let_go(self) -> None:
+        claims, self._claims = self._claims, []
+        for claim in claims:
+            claim.close()
 
     def _remove_directory(self) -> None:
         if self._made_directory:

@@ -8,17 +8,19 @@ import sys
 from typing import Any
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from anbox_tw.errors import AnboxError
 from anbox_tw.netd.daemon import DEFAULT_SOCKET_DIR, SOCKETS, Netd, inherited_sockets
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
+from anbox_tw.network.twistd import CommandOptions, CommandService
 
 __all__ = ["Options", "makeService"]
 
 
-class Options(usage.Options):
+class Options(CommandOptions):
     """Command line of ``twistd anbox-netd``."""
 
     synopsis = "[--socket-dir DIR] [--netns NAME] [--dry-run]"
@@ -101,34 +103,45 @@ Talk to it with 'anbox ndc'. Needs root, or CAP_NET_ADMIN over the namespace.
             raise usage.UsageError(f"--group: there is no group {text!r}") from None
 
 
-def makeService(config: Options) -> IService:
-    """Make the daemon from its options.
+class _Root(CommandService):
+    """Makes the daemon when it starts, where a mistake ends in words."""
 
-    Raises:
-        UsageError: the network namespace cannot be used.
-    """
+    def __init__(self, options: Options, reactor: Any) -> None:
+        self._options = options
+        self._twisted_reactor = reactor
+        self.netd: Netd | None = None
+        super().__init__("anbox-netd", options, reactor, when_ready=self._ready)
+
+    def _ready(self) -> Deferred[None]:
+        assert self.netd is not None
+        return self.netd.when_ready()
+
+    def prepare(self) -> None:
+        config = self._options
+        self.netd = Netd(
+            self._twisted_reactor,
+            socket_dir=config["socket-dir"],
+            namespace=NetworkNamespace(config["netns"] or ""),
+            sockets=config["sockets"],
+            adopted=config["inherited"],
+            mode=config["mode"],
+            gid=config["gid"],
+            table=config["table"],
+            legacy_dns=bool(config["legacy-dns"]),
+            dry_run=_show if config["dry-run"] else None,
+            hosts=config["hosts"] or None,
+            system_resolver=config["resolv-conf"] or None,
+        )
+        self.netd.setServiceParent(self)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def makeService(config: Options) -> IService:
+    """Make the daemon from its options."""
     from twisted.internet import reactor
 
-    try:
-        namespace = NetworkNamespace(config["netns"] or "")
-    except AnboxError as error:
-        raise usage.UsageError(str(error)) from error
-
-    def show(text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-
-    return Netd(
-        reactor,
-        socket_dir=config["socket-dir"],
-        namespace=namespace,
-        sockets=config["sockets"],
-        adopted=config["inherited"],
-        mode=config["mode"],
-        gid=config["gid"],
-        table=config["table"],
-        legacy_dns=bool(config["legacy-dns"]),
-        dry_run=show if config["dry-run"] else None,
-        hosts=config["hosts"] or None,
-        system_resolver=config["resolv-conf"] or None,
-    )
+    return _Root(config, reactor)

@@ -15,12 +15,15 @@ from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 from twisted.internet.threads import deferToThread
 from twisted.python import usage
+from zope.interface.verify import verifyObject
 
 from anbox_tw.errors import AlreadyRunning, ConfigError, HostLacks
+from anbox_tw.interfaces import IConnectionCreator
 from anbox_tw.netd import netlink
 from anbox_tw.netd.connector import NativeDaemonConnector
 from anbox_tw.netd.daemon import Netd, inherited_sockets
 from anbox_tw.netd.namespace import NetworkNamespace
+from anbox_tw.netd.on_demand import OnDemandNetd, _Creator
 from anbox_tw.netd.tap import Options, makeService
 from tests.netd.daemon_case import DaemonTestCase
 from tests.support import REPOSITORY
@@ -89,6 +92,47 @@ class DaemonTests(DaemonTestCase):
         self.assertFalse(second.running)
         await self.expect("bandwidth gts a0 b0", "221 a0 b0 0 0 0 0")
         self.assertIn("masquerade", self.ns.run("nft list ruleset"))
+
+    async def test_two_daemons_of_one_namespace_need_two_tables(self) -> None:
+        await self.start()
+        await self.expect("network create 100", "200 success")
+        rules = self.ns.run("ip rule")
+        place = os.path.join(self.directory, "t")
+        same = Netd(reactor, socket_dir=place, namespace=NetworkNamespace(self.ns.path))
+        self.assertRaises(AlreadyRunning, same.startService)
+        self.assertFalse(os.path.exists(place))
+        other = Netd(reactor, socket_dir=place, namespace=NetworkNamespace(self.ns.path), table="other")
+        other.startService()
+        await other.when_ready()
+        # what the first has made is not taken for what a dead one has left
+        self.assertEqual(self.ns.run("ip rule"), rules)
+        await other.stopService()
+        self.assertEqual(self.ns.run("ip rule"), rules)
+
+    async def test_on_demand(self) -> None:
+        """Only the first client makes a daemon of it; the end undoes what was done."""
+        before = await self.settled(self.ns)
+        place = os.path.join(self.directory, "s")
+        waiting = OnDemandNetd(reactor, place, namespace=NetworkNamespace(self.ns.path))
+        verifyObject(IConnectionCreator, _Creator(waiting, "netd"))
+        waiting.startService()
+        self.assertIsNone(waiting.netd)
+        self.assertEqual(os.stat(os.path.join(place, "netd")).st_mode & 0o777, 0o600)
+        await self.expect("nat enable a0 b0 0", "200 Nat operation succeeded")
+        self.assertIsNotNone(waiting.netd)
+        self.assertNotEqual(self.ns.state(), before)
+        # where the sockets are taken, or the directory cannot be, nothing happens
+        second = OnDemandNetd(reactor, place, namespace=NetworkNamespace(self.ns.path))
+        second.startService()
+        await second.stopService()
+        nowhere = OnDemandNetd(reactor, "/no/such/place")
+        nowhere.startService()
+        await nowhere.stopService()
+        self.assertIsNone(nowhere.begin())
+        await self.expect("bandwidth gts a0 b0", "221 a0 b0 0 0 0 0")
+        await waiting.stopService()
+        self.assertEqual(self.ns.state(), before)
+        self.assertFalse(os.path.exists(place))
 
     async def test_what_a_killed_daemon_left_is_taken_away(self) -> None:
         self.cable()
@@ -259,9 +303,11 @@ class CommandLineTests(DaemonTestCase):
         ):
             self.assertRaises(usage.UsageError, self.options, *words)
         service: Any = makeService(self.options("--socket-dir", "/x", "--dry-run", "--netns", self.ns.path))
-        self.assertEqual(service.socket_dir, "/x")
-        service._dry_run("")
-        self.assertRaises(usage.UsageError, makeService, self.options("--netns", "no-such-namespace"))
+        service.prepare()
+        self.assertEqual(service.netd.socket_dir, "/x")
+        service.netd._namespace.close()
+        unknown: Any = makeService(self.options("--netns", "no-such-namespace"))
+        self.assertRaises(ConfigError, unknown.prepare)
         self.assertIn("ndc", Options.longdesc)
 
     def ndc(self, *words: str, timeout: float = 30) -> Any:
