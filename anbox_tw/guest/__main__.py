@@ -28,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     clipboard = commands.add_parser("clipboard", help="print the host's clipboard, or set it")
     clipboard.add_argument("text", nargs="?", help="what to set; '-' reads standard input")
+    manager = commands.add_parser("am", help="launch and stop applications, as Android's am", add_help=False)
+    manager.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
 
 
@@ -86,11 +88,25 @@ def _clipboard(dev: str, text: str | None) -> int:
     return 0
 
 
+def _am(dev: str, arguments: Sequence[str]) -> int:
+    from twisted.internet.task import react
+
+    from anbox_tw.guest.am import am
+
+    async def work(reactor: object) -> None:
+        raise SystemExit(int(await am(reactor, os.path.join(dev, "anbox_guest"), arguments)))
+
+    react(work)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
     if options.command == "clipboard":
         return _clipboard(options.dev, options.text)
+    if options.command == "am":
+        return _am(options.dev, options.arguments)
     root = os.path.abspath(options.root)
     if os.getpid() == 1:
         return run_as_init(lambda: _serve(options.dev, root))

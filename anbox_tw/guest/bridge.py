@@ -52,7 +52,7 @@ class GuestBridge(Service):
         self.applications: dict[str, GuestApplication] = {}
         self.tasks = TaskTable(reactor, root, environment, self._tasks_changed)
         self._dispatcher = Dispatcher()
-        self._dispatcher.register("launch_application", pb.LaunchApplication, self._launch)
+        self._dispatcher.register("launch_application", pb.LaunchApplication, self.launch)
         self._dispatcher.register("set_focused_task", pb.SetFocusedTask, self._focus)
         self._dispatcher.register("remove_task", pb.RemoveTask, self._remove)
         self._dispatcher.register("resize_task", pb.ResizeTask, self._resize)
@@ -192,7 +192,12 @@ class GuestBridge(Service):
 
     # -- from the session --
 
-    def _launch(self, request: pb.LaunchApplication, peer: Peer) -> Void:
+    def launch(self, request: pb.LaunchApplication, peer: Peer) -> Void:
+        """Launch what the intent names.
+
+        Raises:
+            LaunchFailed: no such application is installed, or it cannot be started.
+        """
         intent = request.intent
         # A component alone is dropped by the original, which then starts nothing.
         app = self.applications.get(intent.package) if intent.package else None
@@ -211,6 +216,13 @@ class GuestBridge(Service):
             else None
         )
         self.tasks.launch(app, intent.uri, int(request.stack), frame)
+        return Void()
+
+    async def force_stop(self, request: pb.Intent, peer: Peer) -> Void:
+        """End every task of the intent's package; fires when they have ended."""
+        for task in list(self.tasks.tasks.values()):
+            if task.application.package == request.package:
+                await self.tasks.remove(task.id)
         return Void()
 
     def _focus(self, request: pb.SetFocusedTask, peer: Peer) -> Void:

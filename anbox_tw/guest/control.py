@@ -1,4 +1,4 @@
-"""The guest's own socket, ``/dev/anbox_guest``: through it programs in the guest reach the host's clipboard."""
+"""The guest's own socket, ``/dev/anbox_guest``: programs in the guest launch applications and reach the host's clipboard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anbox_tw.rpc import Channel, Dispatcher, Peer, RpcFactory
 from anbox_tw.rpc._pb import anbox_bridge_pb2 as pb
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Void
 
-__all__ = ["GuestControl", "clipboard"]
+__all__ = ["GuestControl", "clipboard", "force_stop", "start"]
 
 
 class GuestControl:
@@ -29,6 +29,8 @@ class GuestControl:
         dispatcher = Dispatcher()
         dispatcher.register("set_clipboard_data", pb.ClipboardData, self._set)
         dispatcher.register("get_clipboard_data", Void, self._get)
+        dispatcher.register("launch_application", pb.LaunchApplication, bridge.launch)
+        dispatcher.register("force_stop", pb.Intent, bridge.force_stop)
         self._listener = UnixListener(
             reactor, path, RpcFactory(reactor, dispatcher), mode=0o600, name="anbox_guest", close_grace=1.0
         )
@@ -53,6 +55,42 @@ class GuestControl:
         return pb.ClipboardData(text=await self._bridge.get_clipboard())
 
 
+def _connect(reactor: Any, path: str) -> Deferred[Channel]:
+    connector = UnixConnector(reactor, path, retry=RetryPolicy.once())
+    connecting: Deferred[Channel] = connector.connect(lambda: Channel(reactor, name="the guest"))
+    return connecting
+
+
+async def start(reactor: Any, path: str, intent: pb.Intent, stack: int = 0) -> None:
+    """What ``am start`` does.
+
+    Args:
+        reactor: connects.
+        path: of the guest's socket.
+        intent: what to launch.
+        stack: 0 default, 1 fullscreen, 2 freeform.
+
+    Raises:
+        NotRunning: no guest.
+        RemoteError: the application is not there, or cannot be started.
+    """
+    channel = await _connect(reactor, path)
+    try:
+        name = pb.LaunchApplication.Stack.Name(stack)
+        await channel.call("launch_application", pb.LaunchApplication(intent=intent, stack=name), Void)
+    finally:
+        await channel.close()
+
+
+async def force_stop(reactor: Any, path: str, package: str) -> None:
+    """What ``am force-stop`` does; arguments and errors as `start`."""
+    channel = await _connect(reactor, path)
+    try:
+        await channel.call("force_stop", pb.Intent(package=package), Void)
+    finally:
+        await channel.close()
+
+
 async def clipboard(reactor: Any, path: str, text: str | None) -> str:
     """What ``python -m anbox_tw.guest clipboard`` does.
 
@@ -67,9 +105,7 @@ async def clipboard(reactor: Any, path: str, text: str | None) -> str:
     Raises:
         NotRunning: no guest, or no session.
     """
-    channel: Channel = await UnixConnector(reactor, path, retry=RetryPolicy.once()).connect(
-        lambda: Channel(reactor, name="the guest")
-    )
+    channel = await _connect(reactor, path)
     try:
         if text is not None:
             await channel.call("set_clipboard_data", pb.ClipboardData(text=text), Void)

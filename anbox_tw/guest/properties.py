@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tempfile
 from typing import Any
 
@@ -59,16 +60,23 @@ printf '%s\\n' "$2"
 """
 
 
+_AM = """#!/bin/sh
+exec {python} -m anbox_tw.guest --dev {dev} am "$@"
+"""
+
+
 class PropertyTable(dict[str, str]):
     """The properties; each change is written where the shells of the guest find it.
 
     Args:
         root: the guest's root.
+        dev: directory of the guest's sockets.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, dev: str) -> None:
         super().__init__()
         self._root = root
+        self._dev = dev
         machine = platform.machine()
         self.update(
             {
@@ -88,7 +96,7 @@ class PropertyTable(dict[str, str]):
         self.update(_read_default_prop(os.path.join(root, "default.prop")))
 
     def publish(self) -> None:
-        """Write all properties for the shells of the guest.
+        """Write all properties, and the programs that Android has and Linux has not, for the shells of the guest.
 
         Raises:
             OSError: the data directory cannot be written.
@@ -98,9 +106,11 @@ class PropertyTable(dict[str, str]):
         os.makedirs(bin_path, mode=0o755, exist_ok=True)
         lines = (f"{name}={value}\n" for name, value in sorted(self.items()))
         _replace(path, "".join(lines), 0o644)
-        script = os.path.join(bin_path, "getprop")
-        if not os.path.exists(script):
-            _replace(script, _GETPROP.format(file=_quoted(path)), 0o755)
+        for name, text in (
+            ("getprop", _GETPROP.format(file=_quoted(path))),
+            ("am", _AM.format(python=_quoted(sys.executable), dev=_quoted(self._dev))),
+        ):
+            _replace(os.path.join(bin_path, name), text, 0o755)
 
 
 def _quoted(path: str) -> str:

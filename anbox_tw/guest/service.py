@@ -100,7 +100,7 @@ class GuestService(Service):
             "ANDROID_ROOT": "/system",
             "EXTERNAL_STORAGE": os.path.join(root, "sdcard"),
         }
-        self.properties = PropertyTable(root)
+        self.properties = PropertyTable(root, dev)
         self._logs = LogBuffer()
         self._logcat = _Logcat(self._logs)
         self.daemon = self._make_daemon(android)

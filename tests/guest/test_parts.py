@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from anbox_tw.errors import ConfigError
 from anbox_tw.guest import apps, tasks
 from anbox_tw.guest._state import HostCame, PipeHandshake, PipeRefused
+from anbox_tw.guest.am import parse
 from anbox_tw.guest.apps import GuestApplication, find_applications
 from anbox_tw.guest.properties import BIN, PropertyTable
 from anbox_tw.guest.tasks import LaunchFailed, Task, TaskTable, UnknownTask
@@ -90,7 +93,7 @@ class PropertyTests(Rooted):
 
     def test_shells_see_what_is_published(self) -> None:
         self.write("default.prop", "a.b=c=d \n # x=y\nnothing\n")
-        table = PropertyTable(self.root)
+        table = PropertyTable(self.root, "/dev")
         table["weird"] = "it's [x] \\n %s"
         table.publish()
         self.assertEqual(self.getprop("a.b"), "c=d\n")
@@ -103,6 +106,25 @@ class PropertyTests(Rooted):
         table.publish()
         self.assertEqual(self.getprop("a.b"), "changed\n")
         self.assertEqual(sorted(os.listdir(f"{self.root}/data/local/anbox")), ["bin", "properties"])
+
+
+class AmTests(SynchronousTestCase):
+    def test_what_scripts_write(self) -> None:
+        for line, package, component, uri in (
+            ("start -n org.a/.Main", "org.a", ".Main", ""),
+            ("start -W -S -a android.intent.action.VIEW -d http://x org.a", "org.a", "", "http://x"),
+            ("start org.a/org.a.Main", "org.a", "org.a.Main", ""),
+            ("start-activity --stack 2 http://x", "", "", "http://x"),
+            ("start -p org.a -c one -c two -t text/plain", "org.a", "", ""),
+        ):
+            options = parse(line.split())
+            self.assertEqual(
+                (options.package, options.component, options.uri), (package, component, uri), line
+            )
+        self.assertEqual(parse(["force-stop", "org.a"]).package, "org.a")
+        for wrong in ([], ["nonsense"], ["start", "--stack", "9"], ["force-stop"]):
+            with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+                parse(wrong)
 
 
 class ApplicationTests(Rooted):

@@ -238,6 +238,20 @@ class BridgeTests(GuestCase):
         ):
             await self.assertFailure(call, RemoteError)
 
+    async def test_am_from_a_shell(self) -> None:
+        await self.start()
+        self.guest.startService()
+        await self.ready()
+        self.install("org.sleep", "sleep", "1000")
+        said, code = await self.shell("am start -n org.sleep/.Main")
+        self.assertEqual((said, code), ("Starting: Intent { pkg=org.sleep cmp=.Main }\n", 0))
+        await until(lambda: self.session.bridge.windows)
+        self.assertEqual(await self.shell("am force-stop org.sleep"), ("", 0))
+        await until(lambda: not self.session.bridge.windows)
+        said, code = await self.shell("am start -n org.none/.Main")
+        self.assertEqual(code, 1)
+        self.assertIn("Error: No application for 'org.none' is installed", said)
+
     async def test_an_application_installed_a_moment_ago_can_be_launched(self) -> None:
         await self.start()
         self.guest.startService()
