@@ -96,6 +96,7 @@ class InitService(MultiService):
     Attributes:
         init: the supervisor.
         power: what ended it, once something did.
+        exit_code: how a process that is this init exits, when somebody has decided that.
     """
 
     def __init__(self, init: Any, status: IService | None) -> None:
@@ -104,6 +105,7 @@ class InitService(MultiService):
         self.init = init
         self.status = status
         self.power: Any = None
+        self.exit_code: int | None = None
         init.setServiceParent(self)
         if status is not None:
             # watchers see the end, and the socket is gone before its directory goes

@@ -1,13 +1,19 @@
-"""``anbox rc``: check and print Android init rc files."""
+"""``anbox rc``: check and print Android init rc files, and look at a running init."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
+from anbox_tw.android._wire import Namespace, sun_path
 from anbox_tw.android.errors import RcError
+from anbox_tw.android.init.status import STATUS_SOCKET
+from anbox_tw.android.properties.client import get_property, list_properties, set_property, socket_directory
 from anbox_tw.android.rc import (
     Problem,
     RcConfig,
@@ -18,14 +24,17 @@ from anbox_tw.android.rc import (
     parse_ueventd,
     read_rc,
 )
-from anbox_tw.errors import ExitCode
+from anbox_tw.errors import ExitCode, NotRunning, PermissionRefused
 
 __all__ = ["rc"]
+
+ANSWER_TIMEOUT_S = 10.0
+"""How long an init may take to tell its state."""
 
 
 @click.group()
 def rc() -> None:
-    """Check and print Android init rc files (the language of Android 7.0)."""
+    """Check and print Android init rc files (the language of Android 7.0), and talk to a running init."""
 
 
 def _properties(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -168,3 +177,102 @@ def print_(*, files: tuple[str, ...], properties: tuple[str, ...], root: str | N
         click.echo(str(problem), err=True)
     if loader.config.errors:
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+_directory_option = click.option(
+    "-d",
+    "--socket-dir",
+    "directory",
+    type=click.Path(file_okay=False),
+    help="The init's socket directory (default: ANBOX_SOCKET_DIR, or /dev/socket).",
+)
+
+
+def _events(directory: str | None) -> Iterator[dict[str, Any]]:
+    """What an init tells about itself: its state, then events."""
+    path = sun_path(STATUS_SOCKET, Namespace.RESERVED, socket_directory=directory or socket_directory())
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise NotRunning(
+                f"no init answers on {os.fsdecode(path)!r}", "start 'twistd anbox-init', or give --socket-dir"
+            ) from error
+        except PermissionError as error:
+            raise PermissionRefused(f"{os.fsdecode(path)!r} may not be opened") from error
+        with sock.makefile("rb") as file:
+            first = file.readline()
+            sock.settimeout(None)
+            if first:
+                yield json.loads(first)
+                for line in file:
+                    yield json.loads(line)
+
+
+@rc.command()
+@_directory_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(*, directory: str | None, as_json: bool) -> None:
+    """Show the services of a running init, and what it could not do as written."""
+    events = _events(directory)
+    state = next(events, None)
+    events.close()  # type: ignore[attr-defined]  # a generator
+    if state is None:
+        raise NotRunning("init closed the connection", "too many watchers, or it is just stopping")
+    if as_json:
+        click.echo(json.dumps(state, indent=2))
+        return
+    for name, service in state["services"].items():
+        pid = f"pid {service['pid']}" if service["pid"] else service["last_exit"] or "never started"
+        click.echo(f"{name:16}  {service['state']:10}  {pid:32}  {service['defined']}")
+        for text in service["not_granted"]:
+            click.echo(f"                  not granted: {text}")
+    for problem in state["problems"]:
+        click.echo(problem)
+    for note in state["notes"]:
+        click.echo(f"note: {note}")
+
+
+@rc.command()
+@_directory_option
+def watch(*, directory: str | None) -> None:
+    """Print each event of a running init as one line of JSON, its whole state first, until it ends."""
+    for event in _events(directory):
+        click.echo(json.dumps(event))
+
+
+@rc.command()
+@_directory_option
+@click.argument("name", required=False)
+@click.argument("default", default="")
+def getprop(*, directory: str | None, name: str | None, default: str) -> None:
+    """Print a property of a running init, or all of them."""
+    if name is None:
+        for known, value in list_properties(directory=directory).items():
+            click.echo(f"[{known}]: [{value}]")
+    else:
+        click.echo(get_property(name, default, directory=directory))
+
+
+@rc.command()
+@_directory_option
+@click.argument("name")
+@click.argument("value")
+def setprop(*, directory: str | None, name: str, value: str) -> None:
+    """Set a property of a running init. ctl.start, ctl.stop and ctl.restart control services."""
+    set_property(name, value, directory=directory)
+
+
+def _control(verb: str) -> click.Command:
+    @click.command(name=verb, help=f"{verb.capitalize()} a service of a running init.")
+    @_directory_option
+    @click.argument("service")
+    def control(*, directory: str | None, service: str) -> None:
+        set_property(f"ctl.{verb}", service, directory=directory)
+
+    return control
+
+
+for _verb in ("start", "stop", "restart"):
+    rc.add_command(_control(_verb))

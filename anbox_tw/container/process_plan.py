@@ -337,7 +337,10 @@ def _caller_bind(mount: BindMount) -> dict[str, Any]:
 
 
 def _init(spec: ContainerSpec, interpreter: str, dev: str, root: str) -> list[str]:
-    return list(spec.init) or [interpreter, "-m", "anbox_tw.guest", "--dev", dev, "--root", root]
+    return list(spec.init) or [
+        *(interpreter, "-m", "anbox_tw.guest", "--services"),
+        *("--dev", dev, "--root", root),
+    ]
 
 
 def _environment(

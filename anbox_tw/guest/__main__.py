@@ -25,6 +25,13 @@ def _parser() -> argparse.ArgumentParser:
         "--dev", default="/dev", metavar="DIR", help="where the session's sockets are [%(default)s]"
     )
     parser.add_argument("--root", default="/", metavar="DIR", help="what the guest takes as / [%(default)s]")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--services",
+        action="store_true",
+        help="run the guest as a service of Android's init, together with installd (always so as process 1)",
+    )
+    mode.add_argument("--alone", action="store_true", help="run the guest without init, also as process 1")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     clipboard = commands.add_parser("clipboard", help="print the host's clipboard, or set it")
     clipboard.add_argument("text", nargs="?", help="what to set; '-' reads standard input")
@@ -108,6 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "am":
         return _am(options.dev, options.arguments)
     root = os.path.abspath(options.root)
+    if options.services or (os.getpid() == 1 and not options.alone):
+        from anbox_tw.guest import services
+
+        if services.fits(options.dev):
+            return services.run(options.dev, root)
+        # a container without namespaces lies deep in somebody's directories
+        print(  # noqa: T201
+            f"anbox guest: paths below {options.dev}/socket are too long for sockets: no init, no installd",
+            file=sys.stderr,
+        )
     if os.getpid() == 1:
         return run_as_init(lambda: _serve(options.dev, root))
     return _serve(options.dev, root)

@@ -10,6 +10,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -18,6 +19,7 @@ from anbox_tw.adb.daemon import AdbDaemon, DaemonConfig
 from anbox_tw.adb.daemon.control import DeviceControl
 from anbox_tw.adb.daemon.jdwp import CONTROL_NAME
 from anbox_tw.adb.daemon.logs import LogBuffer
+from anbox_tw.android.properties.client import set_property
 from anbox_tw.errors import AnboxError
 from anbox_tw.guest.adbd import PipeAdbd
 from anbox_tw.guest.bridge import GuestBridge
@@ -181,6 +183,11 @@ class GuestService(Service):
         )
         self._publish_properties()
         self.bridge.boot_finished(self._first_boot)
+        directory = os.environ.get("ANBOX_SOCKET_DIR", "/dev/socket")
+        if os.environ.get("ANBOX_SERVICE") and os.path.exists(os.path.join(directory, "property_service")):
+            # init waits for it with the services that booting does not need
+            told = deferToThread(set_property, "sys.boot_completed", "1", directory=directory)
+            told.addErrback(lambda failure: self._log.warn("Init is not told: {why}", why=failure.value))
 
     def _end_timer(self) -> None:
         timer, self._boot_timer = self._boot_timer, None

@@ -97,6 +97,7 @@ class Init(Service):
         reactor: Any,
         *,
         files: Sequence[str] = (),
+        texts: Sequence[tuple[str, str]] = (),
         socket_directory: str = SOCKET_DIRECTORY,
         properties: Mapping[str, str] | None = None,
         persistent_directory: str | None = None,
@@ -116,6 +117,7 @@ class Init(Service):
         Args:
             reactor: an ``IReactorFDSet`` and ``IReactorTime``.
             files: rc files and directories, read in order.
+            texts: names and texts of rc files that are not on disk, read before the files.
             socket_directory: where sockets are made; made itself when it is missing.
             properties: set before the files are read.
             persistent_directory: where ``persist.*`` are kept, or ``None``.
@@ -132,6 +134,7 @@ class Init(Service):
         """
         self.clock = reactor
         self.files = list(files)
+        self.texts = list(texts)
         self.socket_directory = os.path.abspath(socket_directory)
         self.store = PropertyStore(persistent_directory)
         self._initial = dict(properties or {})
@@ -191,6 +194,9 @@ class Init(Service):
         try:
             for name, value in self._initial.items():
                 self.store.set(name, value)
+            for name, text in self.texts:
+                self._loader.feed(text, name)
+                self._take_definitions()
             for path in self.files:
                 self.load(path)
             self.property_service.startService()
@@ -258,13 +264,16 @@ class Init(Service):
         try:
             self._loader.load(path)
         finally:
-            config = self._loader.config
-            for problem in config.problems[self._told_problems :]:
-                self.log.warn("{problem}", problem=str(problem))
-            self._told_problems = len(config.problems)
-            for name, spec in config.services.items():
-                if name not in self.services:
-                    self.services[name] = ServiceState(spec, self)
+            self._take_definitions()
+
+    def _take_definitions(self) -> None:
+        config = self._loader.config
+        for problem in config.problems[self._told_problems :]:
+            self.log.warn("{problem}", problem=str(problem))
+        self._told_problems = len(config.problems)
+        for name, spec in config.services.items():
+            if name not in self.services:
+                self.services[name] = ServiceState(spec, self)
 
     @property
     def problems(self) -> list[Problem]:

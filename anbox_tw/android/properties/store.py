@@ -172,7 +172,7 @@ class PropertyStore:
         except OSError as error:
             self.log.warn("persistent property {path}: {reason}", path=path, reason=error.strerror)
             return None
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if (
                 not stat.S_ISREG(status.st_mode)
@@ -182,7 +182,9 @@ class PropertyStore:
             ):
                 self.log.warn("skipping insecure property file {path}", path=path)
                 return None
-            return file.read(MAX_VALUE).decode("utf-8", "surrogateescape")
+            return os.read(descriptor, MAX_VALUE).decode("utf-8", "surrogateescape")
+        finally:
+            os.close(descriptor)
 
     def load_file(self, path: str, pattern: str = "", *, root: str = "", depth: int = 0) -> int:
         """Read a file of defaults: ``name=value`` lines, ``#`` comments, ``import file [pattern]``.

@@ -34,13 +34,16 @@ def read_rc(path: str, *, strict_modes: bool = False) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise RcError(f"cannot read '{path}': {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RcError(f"cannot read '{path}': not a regular file")
         if strict_modes and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise RcError(f"skipping insecure file '{path}'", "chmod go-w it")
-        data = file.read(MAX_FILE_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_FILE_BYTES:
         raise RcError(f"cannot read '{path}': longer than {MAX_FILE_BYTES} bytes")
     return data.decode("utf-8", "surrogateescape")
@@ -94,6 +97,13 @@ class RcLoader:
             self._file(path)
         return self.config
 
+    def feed(self, text: str, name: str) -> RcConfig:
+        """Read text that is not on disk, and what it imports."""
+        before = len(self.config.imports)
+        self._parser.feed(text, name)
+        self._imports(before)
+        return self.config
+
     def _file(self, path: str) -> None:
         real = os.path.realpath(path)
         if real in self._open:
@@ -104,15 +114,16 @@ class RcLoader:
         self.files.append(path)
         before = len(self.config.imports)
         self._parser.feed(text, path)
-        if not self._follow:
-            return
-        imports = self.config.imports[before:]
         self._open.append(real)
         try:
-            for entry in imports:
-                self._import(entry)
+            self._imports(before)
         finally:
             self._open.pop()
+
+    def _imports(self, before: int) -> None:
+        if self._follow:
+            for entry in self.config.imports[before:]:
+                self._import(entry)
 
     def _import(self, entry: Import) -> None:
         try:

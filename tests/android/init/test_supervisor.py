@@ -16,15 +16,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from twisted.internet import defer, reactor, threads
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from anbox_tw.android.errors import InitError, RcError
-from anbox_tw.android.init import Init, PowerCommand
+from anbox_tw.android._wire import Namespace
+from anbox_tw.android.endpoints import AndroidServerEndpoint
+from anbox_tw.android.errors import InitError, PropertyError, RcError
+from anbox_tw.android.init import Init, PowerCommand, StatusService
 from anbox_tw.android.init_tap import Options, build
+from anbox_tw.android.localsocket import LocalAddress
 from anbox_tw.android.properties import client
-from anbox_tw.errors import AlreadyRunning
+from anbox_tw.cli.rc import rc
+from anbox_tw.errors import AlreadyRunning, NotRunning
 from tests.support import REPOSITORY, need_root, need_tool
 
 SOURCE = Path(__file__).with_name("daemon.c")
@@ -416,6 +421,51 @@ class LifeTests(InitCase):
         self.assertEqual(json.loads((await watching)[1])["name"], "now")
         await service.stopService()
         self.assertFalse(self.sockets.exists())
+
+    def run_rc(self, *words: str) -> Any:
+        def run() -> Any:
+            result = CliRunner().invoke(rc, [words[0], "--socket-dir", str(self.sockets), *words[1:]])
+            if result.exception is not None and not isinstance(result.exception, SystemExit):
+                raise result.exception
+            return result.output
+
+        return threads.deferToThread(run)
+
+    async def test_the_commands_on_a_running_init(self) -> None:
+        init = self.start(
+            "on boot\n start one\n start two\nservice one /bin/sleep 100\nservice two /bin/true\n oneshot\n user nosuchuser_\nfrob\n",
+            strict=False,
+        )
+        path = LocalAddress("init_status", Namespace.RESERVED, str(self.sockets))
+        status = StatusService(init, AndroidServerEndpoint(reactor, path))
+        status.startService()
+        init.before_release.append(status.stopService)
+        await self.until(lambda: init.services["two"].grants and init.services["two"].state == "stopped")
+        text = await self.run_rc("status")
+        self.assertRegex(text, r"one +running +pid \d+")
+        self.assertIn("not granted: user 'nosuchuser_': no such user or group", text)
+        self.assertIn("invalid keyword 'frob'", text)
+        self.assertEqual(
+            json.loads(await self.run_rc("status", "--json"))["services"]["two"]["last_exit"],
+            "exited with status 0",
+        )
+        watching = self.run_rc("watch")
+        await self.until(lambda: status.watchers, "the watcher")
+        await self.run_rc("setprop", "my.prop", "x y")
+        self.assertEqual(await self.run_rc("getprop", "my.prop"), "x y\n")
+        self.assertIn("[init.svc.one]: [running]\n", await self.run_rc("getprop"))
+        await self.run_rc("stop", "one")
+        await self.state(init, "one", "stopped")
+        await self.run_rc("start", "one")
+        await self.state(init, "one", "running")
+        with self.assertRaises(PropertyError):
+            await self.run_rc("restart", "nobody")
+        await init.stopService()
+        events = [json.loads(line) for line in (await watching).splitlines()]
+        self.assertEqual([event["event"] for event in (events[0], events[-1])], ["state", "stopped"])
+        self.assertIn(("one", "stopped"), [(event.get("name"), event.get("state")) for event in events])
+        with self.assertRaises(NotRunning):
+            await self.run_rc("status")
 
     def watch(self, count: int) -> list[bytes]:
         with socket.socket(socket.AF_UNIX) as sock:

@@ -53,7 +53,7 @@ class LoaderTests(SynchronousTestCase):
         os.symlink(path, self.root / "link.rc")
         os.mkfifo(self.root / "fifo.rc")
         big = self.write("big.rc", b"#" * (loader_module.MAX_FILE_BYTES + 1))
-        for bad in ("none.rc", "link.rc", "fifo.rc"):
+        for bad in ("none.rc", "link.rc", "fifo.rc", "."):
             with self.assertRaises(RcError):
                 read_rc(str(self.root / bad))
         self.assertRaises(RcError, read_rc, big)
