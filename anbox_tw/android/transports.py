@@ -58,8 +58,12 @@ def _deliver(protocol: Any, descriptors: list[int], log: Logger) -> None:
     if not descriptors:
         return
     if IFileDescriptorReceiver.providedBy(protocol):
-        for descriptor in descriptors:
-            protocol.fileDescriptorReceived(descriptor)
+        for position, descriptor in enumerate(descriptors):
+            try:
+                protocol.fileDescriptorReceived(descriptor)
+            except BaseException:
+                close_descriptors(descriptors[position + 1 :])
+                raise
     else:
         log.warn("{protocol} takes no descriptors: closed {count}", protocol=protocol, count=len(descriptors))
         close_descriptors(descriptors)
@@ -264,6 +268,8 @@ class PacketTransport(FileDescriptor):
             raise AndroidError(f"a packet of {len(data)} bytes, at most {MAX_PACKET_BYTES} are allowed")
         if len(descriptors) > MAX_DESCRIPTORS or (descriptors and not data):
             raise AndroidError(f"at most {MAX_DESCRIPTORS} descriptors, and at least one byte with them")
+        if not data and not self._datagrams:
+            return  # the peer would take it for our end
         if address is None and not self._has_peer:
             raise AndroidError("this datagram socket has no peer: give an address")
         if self._queued > 2 * MAX_QUEUED_BYTES:

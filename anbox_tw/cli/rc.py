@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from anbox_tw.android._text import printable
 from anbox_tw.android._wire import Namespace, sun_path
 from anbox_tw.android.errors import RcError
 from anbox_tw.android.init.status import STATUS_SOCKET
@@ -146,7 +147,7 @@ def check(
         click.echo(json.dumps({**counts, "errors": errors, "problems": listed}, indent=2))
     else:
         for problem in problems:
-            click.echo(str(problem))
+            click.echo(printable(problem))
         if not quiet:
             click.echo(
                 f"{counts['files']} files: {counts['services']} services, {counts['actions']} actions with "
@@ -172,9 +173,9 @@ def print_(*, files: tuple[str, ...], properties: tuple[str, ...], root: str | N
         if is_ueventd_file(path):
             raise RcError(f"'{path}' is in ueventd's language", "'anbox rc check' can read it")
         loader.load(path)
-    click.echo(format_config(loader.config), nl=False)
+    click.echo(os.fsencode(format_config(loader.config)), nl=False)
     for problem in loader.config.problems:
-        click.echo(str(problem), err=True)
+        click.echo(printable(problem), err=True)
     if loader.config.errors:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
@@ -250,9 +251,9 @@ def getprop(*, directory: str | None, name: str | None, default: str) -> None:
     """Print a property of a running init, or all of them."""
     if name is None:
         for known, value in list_properties(directory=directory).items():
-            click.echo(f"[{known}]: [{value}]")
+            click.echo(os.fsencode(f"[{known}]: [{value}]"))
     else:
-        click.echo(get_property(name, default, directory=directory))
+        click.echo(os.fsencode(get_property(name, default, directory=directory)))
 
 
 @rc.command()

@@ -116,10 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _am(options.dev, options.arguments)
     root = os.path.abspath(options.root)
     if options.services or (os.getpid() == 1 and not options.alone):
+        # before the imports, which take a while: process 1 must not lose the signal that ends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         from anbox_tw.guest import services
 
         if services.fits(options.dev):
             return services.run(options.dev, root)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         # a container without namespaces lies deep in somebody's directories
         print(  # noqa: T201
             f"anbox guest: paths below {options.dev}/socket are too long for sockets: no init, no installd",

@@ -178,6 +178,40 @@ class StreamTests(EndpointCase):
         await second.stopListening()
         self.assertFalse((self.directory / "plain").exists())
 
+    async def test_a_protocol_that_fails_on_a_descriptor_leaks_none(self) -> None:
+        class Failing(Recorder):
+            def fileDescriptorReceived(self, descriptor: int) -> None:
+                os.close(descriptor)
+                raise RuntimeError("no")
+
+        factory = Factory.forProtocol(Failing)
+        factory.noisy = False
+        name = f"anbox-tw-failing-{os.getpid()}"
+        await self.listen(f"android:{name}", factory)
+        path = self.directory / "sent"
+        path.touch()
+
+        def open_now() -> int:
+            found = 0
+            for number in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    found += os.readlink(f"/proc/self/fd/{number}") == str(path)
+            return found
+
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(b"\0" + name.encode())
+            with path.open() as file:
+                socket.send_fds(sock, [b"x"], [file.fileno()] * 5)
+            sock.setblocking(False)
+            while True:
+                await deferLater(reactor, 0.001)
+                with contextlib.suppress(BlockingIOError):
+                    if sock.recv(1) == b"":
+                        break
+        self.assertEqual(open_now(), 0)
+        path.unlink()
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
     async def test_owner_refused_leaves_nothing(self) -> None:
         endpoint = endpoints.AndroidServerEndpoint(
             reactor, localsocket.LocalAddress(f"{self.directory}/x", Namespace.FILESYSTEM)
@@ -285,6 +319,7 @@ class PacketTests(EndpointCase):
         factory = RecorderFactory(echo=True)
         await self.listen(text, factory)
         client = await self.connect(text)
+        client.transport.write(b"")  # no packet, and not our end
         for size in (1, 2, 70000, 3):
             client.transport.write(b"p" * size)
         await client.until(lambda p: len(p.chunks) == 4)

@@ -9,6 +9,8 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,21 @@ class ServiceTests(TestCase):
         self.assertEqual((await self.tool(getprop, "a"))[0], 3)
         with self.assertRaises(NotRunning):
             client.set_property("a", "b", directory=self.directory)
+
+    async def test_a_value_that_is_no_text(self) -> None:
+        service = self.start()
+        await threads.deferToThread(client.set_property, "a", "\udcff", directory=self.directory)
+        self.assertEqual(service.store.get("a"), "\udcff")
+        self.assertEqual(
+            await threads.deferToThread(client.get_property, "a", directory=self.directory), "\udcff"
+        )
+
+        def run() -> bytes:
+            command = [sys.executable, "-m", "anbox_tw.android.getprop", "--socket-dir", self.directory, "a"]
+            environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+            return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
+        self.assertEqual(await threads.deferToThread(run), b"\xff\n")
 
     async def test_control_and_refusals(self) -> None:
         asked: list[tuple[str, str]] = []

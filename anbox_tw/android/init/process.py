@@ -39,6 +39,8 @@ def run_init(build: Callable[[Any, Callable[[PowerCommand], None]], InitService]
     Returns:
         The exit code.
     """
+    # the kernel throws away what process 1 has no handler for, unless it is blocked: none may get lost meanwhile
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
     from twisted.internet import reactor as _reactor
 
@@ -71,6 +73,7 @@ def run_init(build: Callable[[Any, Callable[[PowerCommand], None]], InitService]
             signal.signal(
                 number, lambda caught, _frame: reactor.callFromThread(service.init.forward_signal, caught)
             )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         try:
             service.startService()
         except Exception as error:

@@ -19,6 +19,9 @@ __all__ = ["Reaper", "describe_exit"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
+POLL_S = 0.05
+"""How often to look where the kernel does not tell."""
+
 MAX_ORPHANS_PER_TURN = 1000
 """Ended orphans reaped in one go."""
 
@@ -72,6 +75,33 @@ class _PidDescriptor:
             self._descriptor = -1
 
 
+class _Poller:
+    """Stands in for a pid descriptor where the kernel gives none (before Linux 5.3, or forbidden)."""
+
+    def __init__(self, reaper: Reaper, pid: int, callback: Callable[[int, int], None]) -> None:
+        self._reaper = reaper
+        self._pid = pid
+        self._callback = callback
+        self._call: Any = reaper.reactor.callLater(POLL_S, self._look)
+
+    def _look(self) -> None:
+        self._call = None
+        try:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self._pid, 0
+        if pid == 0:
+            self._call = self._reaper.reactor.callLater(POLL_S, self._look)
+            return
+        self._reaper.ended(self._pid)
+        self._callback(self._pid, status)
+
+    def close(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+
 class Reaper:
     """Watches our children; as pid 1 or subreaper also reaps and ends those whose parents are gone.
 
@@ -92,7 +122,7 @@ class Reaper:
                 whole: every orphan below it is then reaped here.
         """
         self.reactor = reactor
-        self._watched: dict[int, _PidDescriptor] = {}
+        self._watched: dict[int, _PidDescriptor | _Poller] = {}
         self.orphans_reaped = 0
         self._previous: Any = None
         self.adopts = False
@@ -125,12 +155,12 @@ class Reaper:
         self._watched.clear()
 
     def watch(self, pid: int, callback: Callable[[int, int], None]) -> None:
-        """Call ``callback(pid, status)`` once our child ``pid`` has ended; it is reaped by then.
-
-        Raises:
-            OSError: the kernel has no pid descriptors (Linux before 5.3) or they are forbidden here.
-        """
-        descriptor = _PidDescriptor(self, pid, callback)
+        """Call ``callback(pid, status)`` once our child ``pid`` has ended; it is reaped by then."""
+        try:
+            descriptor = _PidDescriptor(self, pid, callback)
+        except OSError:
+            self._watched[pid] = _Poller(self, pid, callback)
+            return
         self._watched[pid] = descriptor
         self.reactor.addReader(descriptor)
 
@@ -154,11 +184,19 @@ class Reaper:
 
     def _children(self) -> list[int]:
         found: list[int] = []
+        readable = False
         with contextlib.suppress(OSError):
             for task in os.listdir("/proc/self/task"):
                 with contextlib.suppress(OSError, ValueError):
                     with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
                         found += [int(word) for word in file.read().split()]
+                        readable = True
+        if not readable:
+            # no /proc, or a kernel without that file: at least the next one that has ended can be asked for
+            with contextlib.suppress(ChildProcessError):
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is not None:
+                    found.append(ended.si_pid)
         return found[:MAX_ORPHANS_PER_TURN]
 
     def kill_orphans(self) -> int:

@@ -214,6 +214,10 @@ def _child(plan: Launch, write: int) -> None:
             _try(
                 refused, f"groups {' '.join(map(str, plan.groups))}", lambda: os.setgroups(list(plan.groups))
             )
+        elif plan.uid or plan.gid:
+            # Android's init has none that a service could inherit; ours may come from somebody's login
+            with contextlib.suppress(OSError):
+                os.setgroups([])
         if plan.uid and plan.uid != os.getuid():
             _try(refused, f"user {plan.uid}", lambda: os.setuid(plan.uid))
         if plan.seclabel:

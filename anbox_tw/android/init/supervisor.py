@@ -21,6 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anbox_tw.android._text import printable
 from anbox_tw.android._wire import SOCKET_DIRECTORY, Namespace, sun_path
 from anbox_tw.android.aid import decode_id
 from anbox_tw.android.errors import AddressError, InitError, PropertyError, RcError
@@ -188,7 +189,10 @@ class Init(Service):
             AlreadyRunning: another init holds the directory.
             RcError: a file that was named cannot be read.
             AddressError: the directory's path is too long for its sockets.
+            InitError: others may write the directory, or this init was stopped before.
         """
+        if self.stopping:
+            raise InitError("this init has been stopped", "make a new one")
         sun_path("property_service", Namespace.RESERVED, socket_directory=self.socket_directory)
         self._take_directory()
         try:
@@ -228,7 +232,13 @@ class Init(Service):
             self._made_directory = True
             os.chmod(self.socket_directory, 0o755)  # noqa: S103  # every service looks its socket up here
         except FileExistsError:
-            pass
+            found = os.stat(self.socket_directory)
+            if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+                raise InitError(
+                    f"{self.socket_directory} can be changed by others (owner {found.st_uid}, "
+                    f"mode {stat.S_IMODE(found.st_mode):o})",
+                    "give a directory of your own that only you may write",
+                ) from None
         path = os.path.join(self.socket_directory, _LOCK_NAME)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -269,7 +279,7 @@ class Init(Service):
     def _take_definitions(self) -> None:
         config = self._loader.config
         for problem in config.problems[self._told_problems :]:
-            self.log.warn("{problem}", problem=str(problem))
+            self.log.warn("{problem}", problem=printable(problem))
         self._told_problems = len(config.problems)
         for name, spec in config.services.items():
             if name not in self.services:
@@ -313,6 +323,7 @@ class Init(Service):
 
     def note(self, what: str, why: str) -> None:
         """Something could not be done as written."""
+        what, why = printable(what), printable(why)
         self.log.warn("{what}: {why}", what=what, why=why)
         if len(self.notes) < MAX_NOTES:
             self.notes.append(f"{what}: {why}")
@@ -423,8 +434,9 @@ class Init(Service):
 
     def _command_failed(self, command: Any, why: str) -> None:
         # most of a device's init.rc fails in a container: told, but not as a warning each
-        self.log.info("{location}: {name}: {why}", location=str(command.location), name=command.name, why=why)
-        self._event("command-failed", location=str(command.location), command=list(command.words), why=why)
+        where, why = printable(command.location), printable(why)
+        self.log.info("{location}: {name}: {why}", location=where, name=command.name, why=why)
+        self._event("command-failed", location=where, command=list(command.words), why=why)
 
     def _enable_triggers(self) -> None:
         self.actions.queue_all_properties()
@@ -435,11 +447,16 @@ class Init(Service):
         if name == "sys.powerctl" and not any(
             name in dict(action.trigger.properties) for action in self.actions.actions
         ):
-            with contextlib.suppress(InitError):
-                self.clock.callLater(0, self.power, value)
+            self.clock.callLater(0, self._power_property, value)
         if self._triggers_enabled:
             self.actions.queue_property(name, value)
             self._schedule()
+
+    def _power_property(self, value: str) -> None:
+        try:
+            self.power(value)
+        except InitError as error:
+            self.log.warn("sys.powerctl: {cause}", cause=printable(error.cause))
 
     # -- ServiceHost ------------------------------------------------------------------------------------
 

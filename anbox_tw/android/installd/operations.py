@@ -552,6 +552,9 @@ class Operations:
                 rest = path[len(prefix) :]
                 limit = max(max_subdirs, 2) if prefix == "/mnt/expand/" else max_subdirs
                 head, slash, inner = rest.partition("/")
+                if prefix == "/mnt/expand/" and not inner.startswith("app/"):
+                    # the original would take a whole volume for an application
+                    raise OutsideRoot(f"{path!r} is no application of a volume")
                 if head.startswith(".") or inner.startswith(".") or not head:
                     raise OutsideRoot(f"invalid apk path {path!r} (trickery)")
                 if slash and limit == 1 and "/" in inner:

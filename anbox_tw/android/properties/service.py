@@ -13,6 +13,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anbox_tw.android._text import printable
 from anbox_tw.android._wire import Namespace
 from anbox_tw.android.endpoints import AndroidServerEndpoint
 from anbox_tw.android.localsocket import Credentials, LocalAddress
@@ -206,11 +207,17 @@ class PropertyService(Service):
             else:
                 self.store.set(name, value)
         except PropertyRefused as error:
-            self.log.warn("property {name} from {who}: {cause}", name=name, who=who, cause=error.cause)
+            self.log.warn(
+                "property {name} from {who}: {cause}", name=name, who=who, cause=printable(error.cause)
+            )
             return error.status
         except AnboxError as error:
             self.log.warn(
-                "{name}={value} from {who}: {cause}", name=name, value=value, who=who, cause=error.cause
+                "{name}={value!r} from {who}: {cause}",
+                name=name,
+                value=value,
+                who=who,
+                cause=printable(error.cause),
             )
             return Status.HANDLE_CONTROL_MESSAGE
         return Status.SUCCESS

@@ -223,6 +223,7 @@ class DaemonTests(InitCase):
         bad.chmod(0o755)
         init = self.start(f"on boot\n start a\nservice a {bad}\n oneshot\n")
         await self.until(lambda: any("execve" in text for text in init.services["a"].grants))
+        await self.until(lambda: init.services["a"].last_exit)
         self.assertEqual(init.services["a"].last_exit, "exited with status 127")
         await init.stopService()
 
@@ -350,7 +351,35 @@ class ActionTests(InitCase):
         self.assertFalse(self.sockets.exists())
 
 
+class ReaperTests(InitCase):
+    async def test_without_pid_descriptors_it_looks(self) -> None:
+        def refuse(pid: int) -> int:
+            raise OSError(38, "Function not implemented")
+
+        self.patch(os, "pidfd_open", refuse)
+        init = self.start(
+            "on boot\n start a\n exec - -- /bin/true\n setprop after yes\nservice a /bin/false\n oneshot\n"
+        )
+        await self.until(lambda: init.services["a"].last_exit)
+        self.assertEqual(init.services["a"].last_exit, "exited with status 1")
+        await self.until(lambda: init.store.get("after"))
+        await init.stopService()
+
+
 class LifeTests(InitCase):
+    async def test_a_directory_that_others_may_write_is_refused(self) -> None:
+        self.sockets.mkdir()
+        self.sockets.chmod(0o777)
+        path = self.directory / "a.rc"
+        path.write_text("")
+        init = Init(reactor, files=[str(path)], socket_directory=str(self.sockets))
+        self.assertRaises(InitError, init.startService)
+        self.sockets.chmod(0o755)
+        init.startService()
+        await init.stopService()
+        self.assertRaises(InitError, init.startService)
+        self.assertTrue(self.sockets.exists())  # it was there before
+
     async def test_two_inits_do_not_share_a_directory(self) -> None:
         init = self.start("on boot\n setprop up 1\n")
         other = Init(reactor, files=init.files, socket_directory=str(self.sockets))

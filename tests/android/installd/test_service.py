@@ -541,6 +541,10 @@ class OlderTests(ServiceCase):
         service = self.start(release="7.1")
         (self.data / "app/com.x-1/oat/arm").mkdir(parents=True)
         (self.data / "app/com.x-1/oat/arm/base.odex").touch()
+        (self.expand / "v/app/x").mkdir(parents=True)
+        self.assertEqual(await self.ask(service, "rmpackagedir /mnt/expand/v"), "-1")
+        self.assertEqual(await self.ask(service, "rmpackagedir /mnt/expand/v/app"), "-1")
+        self.assertEqual(await self.ask(service, "rmpackagedir /mnt/expand/v/app/x"), "0")
         await self.conversation(
             service,
             """

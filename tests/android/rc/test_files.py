@@ -156,6 +156,13 @@ class CommandTests(LoaderTests):
         self.assertEqual(self.run_rc("check", "--root", str(self.root), path)[0], 1)
         self.assertEqual(self.run_rc("check", "-p", "novalue", path)[0], 2)
 
+    def test_bytes_that_are_no_text_are_reported_and_printed(self) -> None:
+        path = self.write("a.rc", b"frob\xff x\non boot\n frob\xff\n write /a \xfe\n")
+        code, out, _ = self.run_rc("check", path)
+        self.assertEqual((code, out.count("\\udcff")), (1, 1))
+        result = CliRunner().invoke(rc, ["print", path])
+        self.assertEqual(result.stdout_bytes, b"on boot\n    write /a \xfe\n")
+
     def test_print_gives_a_file_that_reads_the_same(self) -> None:
         path = self.write("a.rc", 'on boot\n write /x "a b"\n frob\n')
         code, out, err = self.run_rc("print", path)
