@@ -11,6 +11,7 @@ from typing import Any
 
 from anbox_tw.errors import AnboxError, ExitCode
 from anbox_tw.guest._init import STOP_SIGNALS, run_as_init
+from anbox_tw.guest.under_init import reboot
 
 __all__ = ["main"]
 
@@ -57,7 +58,7 @@ def _serve(dev: str, root: str) -> int:
             stopping.append(True)
             reactor.stop()
 
-    service = GuestService(reactor, dev, root, on_reboot=stop)
+    service = GuestService(reactor, dev, root, on_reboot=lambda: reboot(stop))
 
     def start() -> None:
         for number in STOP_SIGNALS:

@@ -19,13 +19,13 @@ from anbox_tw.adb.daemon import AdbDaemon, DaemonConfig
 from anbox_tw.adb.daemon.control import DeviceControl
 from anbox_tw.adb.daemon.jdwp import CONTROL_NAME
 from anbox_tw.adb.daemon.logs import LogBuffer
-from anbox_tw.android.properties.client import set_property
 from anbox_tw.errors import AnboxError
 from anbox_tw.guest.adbd import PipeAdbd
 from anbox_tw.guest.bridge import GuestBridge
 from anbox_tw.guest.control import GuestControl
 from anbox_tw.guest.properties import BIN, PropertyTable, fetch_boot_properties
 from anbox_tw.guest.tree import mark_initialized, prepare_tree
+from anbox_tw.guest.under_init import tell_init, under_init
 
 __all__ = ["GuestService"]
 
@@ -183,11 +183,6 @@ class GuestService(Service):
         )
         self._publish_properties()
         self.bridge.boot_finished(self._first_boot)
-        directory = os.environ.get("ANBOX_SOCKET_DIR", "/dev/socket")
-        if os.environ.get("ANBOX_SERVICE") and os.path.exists(os.path.join(directory, "property_service")):
-            # init waits for it with the services that booting does not need
-            told = deferToThread(set_property, "sys.boot_completed", "1", directory=directory)
-            told.addErrback(lambda failure: self._log.warn("Init is not told: {why}", why=failure.value))
 
     def _end_timer(self) -> None:
         timer, self._boot_timer = self._boot_timer, None
@@ -208,6 +203,10 @@ class GuestService(Service):
             self.properties.publish()
         except OSError as error:
             self._log.warn("Shells will find no properties: {error}", error=error)
+        if under_init():
+            # init's own programs read them there, and it waits for sys.boot_completed with what booting does not need
+            told = deferToThread(tell_init, dict(self.properties))
+            told.addErrback(lambda failure: self._log.warn("Init is not told: {why}", why=failure.value))
 
     def _reboot(self, argument: str) -> None:
         assert self._on_reboot is not None

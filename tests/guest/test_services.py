@@ -21,7 +21,7 @@ from anbox_tw.android.installd._framing import encode_message
 from anbox_tw.android.properties import client
 from anbox_tw.android.rc import lint, parse
 from anbox_tw.errors import AnboxError
-from anbox_tw.guest import services
+from anbox_tw.guest import services, under_init
 from tests.support import REPOSITORY, need_root, need_tool
 
 NETD_RC = """\
@@ -120,7 +120,7 @@ class ContainerTests(SynchronousTestCase):
 
     def test_each_service_survives_kill_9(self) -> None:
         process = self.start()
-        self.assertTrue(self.adbd_answers())
+        self.until("adbd", self.adbd_answers)
         answers = {"adbd": self.adbd_answers, "installd": self.installd_answers, "netd": self.netd_answers}
         self.until("installd", self.installd_answers)
         self.until("netd", self.netd_answers)
@@ -151,9 +151,24 @@ class ContainerTests(SynchronousTestCase):
             self.assertEqual(second[name]["starts"], 2)
             self.assertIn("SIGKILL", second[name]["last_exit"])
             self.assertNotEqual(second[name]["pid"], first[name]["pid"])
+        self.assertEqual(client.get_property("ro.hardware", directory=self.sockets), "goldfish")
         os.kill(init, signal.SIGTERM)
         self.assertEqual(process.wait(20), 0)
         self.assertFalse(os.path.exists(self.sockets))
+
+    def test_a_reboot_ends_the_whole_container(self) -> None:
+        process = self.start()
+        self.until("adbd", self.adbd_answers)
+        self.until("booted", lambda: client.get_property("sys.boot_completed", directory=self.sockets))
+        os.environ["ANBOX_SOCKET_DIR"] = self.sockets
+        os.environ[under_init.MARK] = "adbd"
+        self.addCleanup(os.environ.pop, under_init.MARK)
+        self.addCleanup(os.environ.pop, "ANBOX_SOCKET_DIR")
+        under_init.reboot(self.fail)
+        self.assertEqual(process.wait(20), 0)
+        stopped: list[bool] = []
+        under_init.reboot(lambda: stopped.append(True))
+        self.assertEqual(stopped, [True])
 
     def test_a_guest_that_cannot_start_ends_the_container_with_its_code(self) -> None:
         (self.root / "data/local/tmp").symlink_to("/proc/nothing/here")
