@@ -79,7 +79,7 @@ class ContainerTests(SynchronousTestCase):
         self.addCleanup(process.kill)
         return process
 
-    def until(self, what: str, condition: Callable[[], Any], limit: float = 40) -> Any:
+    def until(self, what: str, condition: Callable[[], Any], limit: float = 60) -> Any:
         deadline = time.monotonic() + limit
         while True:
             try:
@@ -153,7 +153,7 @@ class ContainerTests(SynchronousTestCase):
             self.assertNotEqual(second[name]["pid"], first[name]["pid"])
         self.assertEqual(client.get_property("ro.hardware", directory=self.sockets), "goldfish")
         os.kill(init, signal.SIGTERM)
-        self.assertEqual(process.wait(20), 0)
+        self.assertEqual(process.wait(40), 0)
         self.assertFalse(os.path.exists(self.sockets))
 
     def test_a_reboot_ends_the_whole_container(self) -> None:
@@ -165,7 +165,7 @@ class ContainerTests(SynchronousTestCase):
         self.addCleanup(os.environ.pop, under_init.MARK)
         self.addCleanup(os.environ.pop, "ANBOX_SOCKET_DIR")
         under_init.reboot(self.fail)
-        self.assertEqual(process.wait(20), 0)
+        self.assertEqual(process.wait(40), 0)
         stopped: list[bool] = []
         under_init.reboot(lambda: stopped.append(True))
         self.assertEqual(stopped, [True])

@@ -36,7 +36,7 @@ SOURCE = Path(__file__).with_name("daemon.c")
 
 
 class InitCase(TestCase):
-    timeout = 60
+    timeout = 110
 
     def setUp(self) -> None:
         # short: socket paths end at 107 bytes
@@ -62,7 +62,7 @@ class InitCase(TestCase):
         self.addCleanup(init.stopService)
         return init
 
-    async def until(self, condition: Any, what: str = "", limit: float = 15.0) -> Any:
+    async def until(self, condition: Any, what: str = "", limit: float = 40.0) -> Any:
         deadline = time.monotonic() + limit
         while True:
             value = condition()
@@ -80,8 +80,8 @@ class InitCase(TestCase):
     def talk(self, name: str, *lines: bytes) -> defer.Deferred[list[bytes]]:
         def work() -> list[bytes]:
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(10)
-                for _ in range(200):
+                sock.settimeout(40)
+                for _ in range(2000):
                     try:
                         sock.connect(str(self.sockets / name))
                         break
@@ -498,7 +498,7 @@ class LifeTests(InitCase):
 
     def watch(self, count: int) -> list[bytes]:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(40)
             sock.connect(str(self.sockets / "init_status"))
             with sock.makefile("rb") as file:
                 return [file.readline() for _ in range(count)]
@@ -547,14 +547,14 @@ class PidOneTests(InitCase):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
         os.kill(init_pid, signal.SIGTERM)
-        self.assertEqual(process.wait(15), 0)
+        self.assertEqual(process.wait(40), 0)
         self.assertFalse(self.sockets.exists())
 
     def connect_echo(self) -> socket.socket:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
             sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(10)
+            sock.settimeout(40)
             with contextlib.suppress(OSError):
                 sock.connect(str(self.sockets / "echo"))
                 return sock
