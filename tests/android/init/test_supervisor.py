@@ -444,6 +444,7 @@ class LifeTests(InitCase):
         await self.until(lambda: service.init.store.get("up") == "x")
         lines = await threads.deferToThread(self.watch, 1)
         self.assertEqual(json.loads(lines[0])["properties"]["up"], "x")
+        await self.until(lambda: not service.status.watchers, "the first watcher to be gone")
         watching = threads.deferToThread(self.watch, 2)
         await self.until(lambda: service.status.watchers, "a watcher")
         service.init.store.set("now", "1")
