@@ -1,8 +1,9 @@
 """What LXC's own messages mean; no I/O.
 
-LXC's log has lines such as ``lxc-start default 20261121041448.155 ERROR  conf - ../src/lxc/conf.c:lxc_map_ids:3708 -
-newuidmap failed to write mapping ...``; on standard error they are ``lxc-start: default: ../src/lxc/conf.c:
-lxc_map_ids: 3708 newuidmap failed ...``.
+A line of LXC's log has the tool, the container, a time stamp, the level, the subsystem, the source file with the
+function and the line, and the text::
+
+    lxc-start one 20261121041448.155 ERROR    conf - ../src/lxc/conf.c:lxc_map_ids:3708 - newuidmap failed ...
 """
 
 from __future__ import annotations

@@ -224,6 +224,79 @@ class BridgeTests(NetworkCase):
             self.assertEqual(read("/proc/sys/net/ipv4/ip_forward"), value)
 
 
+class SickHostTests(NetworkCase):
+    def with_tools(self, **scripts: str) -> Journal:
+        """A journal whose tools are replaced by scripts, where one is named."""
+        directory = f"{self.directory}/tools"
+        os.makedirs(directory, exist_ok=True)
+        for name, script in scripts.items():
+            with open(f"{directory}/{name}", "w") as file:
+                file.write(f"#!/bin/sh\n{script}\n")
+            os.chmod(f"{directory}/{name}", 0o755)
+        journal = self.journal("sick")
+        environment = {"PATH": f"{directory}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        commands = Commands(default_reactor, environment)
+        journal.context = UndoContext(default_reactor, commands)
+        return journal
+
+    async def test_without_nft_host_and_containers_still_have_each_other(self) -> None:
+        journal = self.with_tools(nft="echo no such module >&2; exit 1")
+        lease = await self.network.acquire("one", NetworkSpec(), journal)
+        self.assertIn("no such module", " ".join(lease.notes))
+        self.assertIn(BRIDGE, run("ip", "-o", "link"))
+        await journal.undo_all()
+        self.assertEqual(self.look(), self.before)
+
+    async def test_what_the_tools_print_may_be_garbage(self) -> None:
+        for printed in ("garbage", "5", '{"nftables": 7}', '[7, {"ifname": 9}]'):
+            journal = self.with_tools(
+                nft=f"cat > /dev/null; echo '{printed}'",
+                ip=f'case "$*" in *-j*) echo \'{printed}\';; *) exec /usr/sbin/ip "$@";; esac',
+            )
+            lease = await self.network.acquire("one", NetworkSpec(), journal)
+            self.assertEqual(str(lease.address), "192.168.250.2/24")
+            await journal.undo_all()
+            self.assertNotIn(BRIDGE, run("ip", "-o", "link"))
+            journal.close()
+
+    async def test_a_bridge_that_cannot_be_made(self) -> None:
+        journal = self.with_tools(
+            ip='case "$*" in *batch*) echo refused >&2; exit 2;; *) exec /usr/sbin/ip "$@";; esac'
+        )
+        with self.assertRaises(DiagnosedError) as caught:
+            await self.network.acquire("one", NetworkSpec(), journal)
+        self.assertEqual(caught.exception.code, "ANBOX-C016")
+        self.assertIn("refused", caught.exception.cause)
+        await journal.undo_all()
+        self.assertEqual(self.look(), self.before)
+
+    async def test_what_cannot_be_taken_down_is_told(self) -> None:
+        journal = self.with_tools()
+        await self.network.acquire("one", NetworkSpec(), journal)
+        for tool, script in (
+            ("nft", 'case "$1" in delete) echo busy >&2; exit 1;; *) exit 0;; esac'),
+            ("ip", 'case "$2" in delete) echo busy >&2; exit 1;; *) exec /usr/sbin/ip "$@";; esac'),
+        ):
+            path = f"{self.directory}/tools/{tool}"
+            with open(path, "w") as file:
+                file.write(f"#!/bin/sh\n{script}\n")
+            os.chmod(path, 0o755)
+            with self.assertRaises(DiagnosedError) as caught:
+                await journal.undo_all()
+            self.assertIn("busy", caught.exception.cause)
+            os.unlink(path)
+        await journal.undo_all()
+        self.assertEqual(self.look(), self.before)
+
+    async def test_a_run_directory_that_cannot_be_written(self) -> None:
+        with open(f"{self.directory}/file", "w"):
+            pass
+        network = ContainerNetwork(bridge=BRIDGE, run_directory=f"{self.directory}/file/network")
+        with self.assertRaises(DiagnosedError) as caught:
+            await network.acquire("one", NetworkSpec(), self.journal("one"))
+        self.assertEqual(caught.exception.code, "ANBOX-C016")
+
+
 class CrashTests(NetworkCase):
     def other_manager(self) -> tuple[subprocess.Popen[str], str]:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
