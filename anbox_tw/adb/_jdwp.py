@@ -18,6 +18,8 @@ __all__ = ["MAX_HELLO", "ProcessInfo", "encode_app_processes", "parse_hello"]
 
 MAX_HELLO = 4096
 """Largest datagram a VM sends."""
+PID_MAX = 1 << 22
+"""``PID_MAX_LIMIT`` of 64-bit Linux."""
 _STRUCT = Struct("<QBB2xi16s")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
@@ -80,7 +82,8 @@ def parse_hello(data: bytes) -> ProcessInfo:
 
     Four hex digits (Android 1.6 to 8), a native 32-bit pid (9 to 11), a struct of 32 bytes (12 to 14)
     or a ``ProcessEntry`` (later). They cannot be confused: four hex digits read as a pid exceed every
-    possible pid, and no ``ProcessEntry`` has the zero bytes of the struct's 64-bit pid.
+    possible pid, so does a ``ProcessEntry`` of four bytes, and no ``ProcessEntry`` has the zero bytes of the
+    struct's 64-bit pid.
 
     Raises:
         PeerError: it is none of these.
@@ -89,7 +92,7 @@ def parse_hello(data: bytes) -> ProcessInfo:
     if len(data) == 4:
         if _HEX.issuperset(data):
             info = ProcessInfo(int(data, 16), attach_byte=b"!")
-        else:
+        elif int.from_bytes(data, sys.byteorder) <= PID_MAX:
             info = ProcessInfo(int.from_bytes(data, sys.byteorder), attach_byte=b"!")
     elif len(data) == _STRUCT.size and not any(data[4:8]):
         info = _parse_struct(data)
