@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ def _is_socket(path: Path) -> bool:
 
 def _directories(instance: str) -> list[Path]:
     """Where netd's sockets may be, the most particular place first."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "anbox"
-    own = runtime if instance == "default" else runtime / "instances" / instance
-    return [own / "netd", Path(DEFAULT_SOCKET_DIR), Path("/dev/socket")]
+    # as network.paths.find_runtime_dir, which would make the last two
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    bare = f"anbox-runtime-{os.geteuid()}"
+    found: list[Path] = []
+    for runtime in [Path(given)] if given else [Path("/run") / bare, Path(tempfile.gettempdir()) / bare]:
+        root = runtime / "anbox"
+        # every manager serves this host's network; the instance's own comes first
+        found += [root / "instances" / instance / "netd"] * (instance != "default") + [root / "netd"]
+    return [*found, Path(DEFAULT_SOCKET_DIR), Path("/dev/socket")]
 
 
 def find_socket(name: str, instance: str) -> str:

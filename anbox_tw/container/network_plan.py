@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from anbox_tw.container.diagnosis import DiagnosedError
+from anbox_tw.netd.bridge import bridge_ruleset
 
 __all__ = [
     "BRIDGE",
@@ -32,8 +33,6 @@ FALLBACK_DNS = ("8.8.8.8",)
 SHORTEST_ROUTE = 8
 """A route to more than a /8 is a default route in disguise, as VPN clients set two of /1."""
 
-COMMENT = "managed by anbox-tw"
-SERVED_PORTS = (53, 67)  # DNS and DHCP, should the host serve them on the bridge
 MAX_NAME_SERVERS = 3  # resolv.conf(5), MAXNS
 
 CANDIDATES = (
@@ -153,53 +152,14 @@ def parse_resolv_conf(text: str) -> tuple[str, ...]:
 
 
 def nft_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> dict[str, Any]:
-    """One transaction for ``nft -j -f -`` that makes our table, whatever was in it before.
+    """One transaction for ``nft -j -f -`` that makes our table: netd's rules for a bridge of containers.
 
     Args:
         table: name of the table, family ``ip``; nothing else is in it.
         bridge: name of the bridge.
         subnet: what is masqueraded.
     """
-    name = {"family": "ip", "table": table}
-    prefix = {"prefix": {"addr": str(subnet.network_address), "len": subnet.prefixlen}}
-
-    def match(left: dict[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
-        return {"match": {"op": op, "left": left, "right": right}}
-
-    def payload(protocol: str, field: str) -> dict[str, Any]:
-        return {"payload": {"protocol": protocol, "field": field}}
-
-    def chain(chain_name: str, kind: str, hook: str, priority: int) -> dict[str, Any]:
-        options = {"type": kind, "hook": hook, "prio": priority, "policy": "accept"}
-        return {"add": {"chain": {**name, "name": chain_name, **options}}}
-
-    def rule(chain_name: str, *expressions: dict[str, Any]) -> dict[str, Any]:
-        return {"add": {"rule": {**name, "chain": chain_name, "expr": list(expressions), "comment": COMMENT}}}
-
-    table_itself = {"table": {"family": "ip", "name": table}}
-    incoming = match({"meta": {"key": "iifname"}}, bridge)
-    outgoing = match({"meta": {"key": "oifname"}}, bridge)
-    ports = {"set": list(SERVED_PORTS)}
-    return {
-        "nftables": [
-            {"add": table_itself},
-            {"delete": table_itself},
-            {"add": table_itself},
-            chain("postrouting", "nat", "postrouting", 100),
-            chain("forward", "filter", "forward", 0),
-            chain("input", "filter", "input", 0),
-            rule(
-                "postrouting",
-                match(payload("ip", "saddr"), prefix),
-                match(payload("ip", "daddr"), prefix, "!="),
-                {"masquerade": None},
-            ),
-            rule("forward", incoming, {"accept": None}),
-            rule("forward", outgoing, {"accept": None}),
-            rule("input", incoming, match(payload("udp", "dport"), ports), {"accept": None}),
-            rule("input", incoming, match(payload("tcp", "dport"), ports), {"accept": None}),
-        ]
-    }
+    return bridge_ruleset(table, bridge, subnet)
 
 
 def dropping_chains(entries: Iterable[Any], own_table: str) -> list[str]:

@@ -23,6 +23,7 @@ from anbox_tw.container.manager import ContainerManager, ManagerSettings
 from anbox_tw.container.service import ManagerService
 from anbox_tw.container.spec import NetworkSpec
 from anbox_tw.errors import AnboxError
+from anbox_tw.netd.on_demand import OnDemandNetd
 from anbox_tw.network import EndpointListener, RuntimePaths, UnixListener
 from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.rpc import RpcFactory
@@ -33,6 +34,9 @@ SOCKET_GROUP = "anbox"
 """Group that may connect to a root manager, where the host has it."""
 
 ROOT_RUN_PATH = "/run/anbox/containers"
+
+NETD_SOCKET_DIR = "/run/anbox-netd"
+"""Where `anbox ndc` looks for the sockets of root's netd."""
 
 ISOLATIONS = ("auto", "namespaces", "plain")
 
@@ -216,6 +220,10 @@ class _Root(CommandService):
 
         service = ManagerService(reactor, self._manager, listener)
         service.setServiceParent(self)
+        # The network's commands for this host, for root alone; nothing of it runs before somebody asks.
+        OnDemandNetd(reactor, NETD_SOCKET_DIR if paths is None else f"{paths.root}/netd").setServiceParent(
+            self
+        )
         _log.info(
             "container manager at {socket}, backend {backend}, data in {data_path}",
             socket=where,

@@ -43,7 +43,7 @@ from anbox_tw.netd.nft import DEFAULT_TABLE
 from anbox_tw.network import Connections, EndpointListener, UnixListener
 from anbox_tw.network.credentials import peer_credentials
 
-__all__ = ["DEFAULT_SOCKET_DIR", "SOCKETS", "Netd", "inherited_sockets"]
+__all__ = ["DEFAULT_SOCKET_DIR", "SOCKETS", "Netd", "inherited_sockets", "make_socket_directory"]
 
 DEFAULT_SOCKET_DIR: Final = "/run/anbox-netd"
 # in the order in which they are opened: who can connect to `netd` finds the others there
@@ -96,6 +96,24 @@ def inherited_sockets(environ: Mapping[str, str]) -> dict[str, int]:
         if not good:
             raise ConfigError(f"descriptor {fd}, said to be the socket {name}, is no UNIX stream socket")
     return found
+
+
+def make_socket_directory(path: str) -> bool:
+    """Make a directory for the sockets.
+
+    Returns:
+        Whether it is ours to remove: it was made now, or holds nothing but what a killed daemon has left.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if os.path.isdir(path):
+        there = set(os.listdir(path))
+        return bool(there) and there <= set(SOCKETS)
+    os.mkdir(path, 0o755)
+    # whatever the umask is: who may connect is the sockets' own mode
+    os.chmod(path, 0o755)  # noqa: S103  # as /run and /dev/socket
+    return True
 
 
 class Netd(Service):
@@ -310,7 +328,6 @@ class Netd(Service):
                 f"the directory {self.socket_dir} cannot be made: {error.strerror}",
                 "choose one with --socket-dir",
             ) from error
-        self._made_directory = True
 
     def _listen(self, name: str, creator: Any) -> Any:
         fd = self._adopted.get(name)

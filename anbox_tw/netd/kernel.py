@@ -234,10 +234,13 @@ class Kernel:
             return False
         if self._would(f"ip link add {name} type bridge"):
             return True
+        # forward_delay 0: a container's first packet does not wait for a spanning tree nobody runs
+        data = {"attrs": [("IFLA_BR_FORWARD_DELAY", 0)]}
+        info = [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]
         message = self._routes.build(
             "link",
             {"family": 0},
-            [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})],
+            [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": info})],
         )
         self._own_links.append(name)
         await self._routes.change(RTM_NEWLINK, message, f"bridge {name}", NLM_F_CREATE | NLM_F_EXCL)

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from anbox_tw.netd.children import run_tool
 from anbox_tw.netd.errors import KernelRefused
 
-__all__ = ["Chain", "NftTable", "Ruleset", "ct", "fib", "match", "meta", "payload", "restoring"]
+__all__ = ["Chain", "NftTable", "Ruleset", "ct", "errno_in", "fib", "match", "meta", "payload", "restoring"]
 
 Json = dict[str, Any]
 
@@ -232,7 +232,7 @@ class NftTable:
         if done.exit_code != 0:
             first = done.error.strip().splitlines()
             said = first[0] if first else f"exit code {done.exit_code}"
-            raise KernelRefused(_errno_in(said), "an nft transaction", said)
+            raise KernelRefused(errno_in(said), "an nft transaction", said)
         self._made = True
 
     async def objects(self, kind: str) -> dict[str, Json]:
@@ -246,7 +246,7 @@ class NftTable:
     async def _list(self, what: str, *words: str) -> list[Json]:
         done = await run_tool(self._reactor, ["nft", "-j", "list", what, *words])
         if done.exit_code != 0:
-            raise KernelRefused(_errno_in(done.error), f"nft list {what}", done.error.strip().splitlines()[0])
+            raise KernelRefused(errno_in(done.error), f"nft list {what}", done.error.strip().splitlines()[0])
         found = json.loads(done.output or "{}").get("nftables", [])
         return [each.get(what.removesuffix("s"), {}) for each in found]
 
@@ -277,7 +277,8 @@ class NftTable:
         await self.remove()
 
 
-def _errno_in(text: str) -> int:
+def errno_in(text: str) -> int:
+    """The error number that a message of nft names, or EINVAL."""
     for words, number in _ERRNO_BY_TEXT.items():
         if words in text:
             return number

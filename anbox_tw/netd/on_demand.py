@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from anbox_tw.errors import AnboxError
 from anbox_tw.interfaces import IConnectionCreator
-from anbox_tw.netd.daemon import SOCKETS, Netd
+from anbox_tw.netd.daemon import SOCKETS, Netd, make_socket_directory
 from anbox_tw.network import Connections, UnixListener
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ class OnDemandNetd(Service):
         super().startService()
         connections = Connections(name="netd's clients", clock=self._reactor)
         try:
-            if not os.path.isdir(self.socket_dir):
-                os.mkdir(self.socket_dir, 0o755)
-                self._made_directory = True
+            self._made_directory = make_socket_directory(self.socket_dir)
             for name in SOCKETS:
                 path = os.path.join(self.socket_dir, name)
                 listener = UnixListener(

@@ -21,7 +21,7 @@ from anbox_tw.errors import AlreadyRunning, ConfigError, HostLacks
 from anbox_tw.interfaces import IConnectionCreator
 from anbox_tw.netd import netlink
 from anbox_tw.netd.connector import NativeDaemonConnector
-from anbox_tw.netd.daemon import Netd, inherited_sockets
+from anbox_tw.netd.daemon import Netd, inherited_sockets, make_socket_directory
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.on_demand import OnDemandNetd, _Creator
 from anbox_tw.netd.tap import Options, makeService
@@ -121,6 +121,7 @@ class DaemonTests(DaemonTestCase):
         await self.expect("nat enable a0 b0 0", "200 Nat operation succeeded")
         self.assertIsNotNone(waiting.netd)
         self.assertNotEqual(self.ns.state(), before)
+        self.assertFalse(make_socket_directory("/proc"))
         # where the sockets are taken, or the directory cannot be, nothing happens
         second = OnDemandNetd(reactor, place, namespace=NetworkNamespace(self.ns.path))
         second.startService()
