@@ -313,16 +313,10 @@ class Netd(Service):
         self._ready = Deferred.fromCoroutine(self._prepare(let_go))
 
     def _make_directory(self) -> None:
-        if (
-            not self._wanted
-            or all(name in self._adopted for name in self._wanted)
-            or os.path.isdir(self.socket_dir)
-        ):
+        if not self._wanted or all(name in self._adopted for name in self._wanted):
             return
         try:
-            os.mkdir(self.socket_dir, 0o755)
-            # whatever the umask is: who may connect is the sockets' own mode
-            os.chmod(self.socket_dir, 0o755)  # noqa: S103  # as /run and /dev/socket
+            self._made_directory = make_socket_directory(self.socket_dir)
         except OSError as error:
             raise PermissionRefused(
                 f"the directory {self.socket_dir} cannot be made: {error.strerror}",
