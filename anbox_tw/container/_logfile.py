@@ -15,9 +15,11 @@ class LogFile:
     """
 
     def __init__(self, path: str, limit: int) -> None:
-        """Args:
-        path: the file; its directory is there.
-        limit: bytes until it is rotated.
+        """Begin a new file.
+
+        Args:
+            path: the file; its directory is there.
+            limit: bytes until it is rotated.
 
         Raises:
             OSError: it cannot be opened.

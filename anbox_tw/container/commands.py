@@ -153,10 +153,12 @@ class Commands:
     _log = Logger()
 
     def __init__(self, reactor: Any, environment: Mapping[str, str] | None = None) -> None:
-        """Args:
-        reactor: runs the children and gives the time.
-        environment: of the tools; the default has ``PATH`` and ``LC_ALL=C`` alone, so that
-            what they print is what we parse.
+        """Set it up; nothing runs yet.
+
+        Args:
+            reactor: runs the children and gives the time.
+            environment: of the tools; the default has ``PATH`` and ``LC_ALL=C`` alone, so that
+                what they print is what we parse.
         """
         self._reactor = reactor
         path = os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES))

@@ -187,11 +187,13 @@ class Journal:
     def __init__(
         self, path: str, context: UndoContext, kinds: UndoKinds, *, now: Callable[[], float] = time.time
     ) -> None:
-        """Args:
-        path: the file; `anbox_tw.container.spec.ContainerSpec.journal_path`.
-        context: what undoing may use.
-        kinds: `anbox_tw.container.undo.default_kinds` and what a backend adds.
-        now: seconds since the epoch.
+        """Name the file; `open` is what touches it.
+
+        Args:
+            path: the file; `anbox_tw.container.spec.ContainerSpec.journal_path`.
+            context: what undoing may use.
+            kinds: `anbox_tw.container.undo.default_kinds` and what a backend adds.
+            now: seconds since the epoch.
         """
         self.path = path
         self.context = context

@@ -495,13 +495,15 @@ class ContainerMachine:
         limits: PhaseLimits | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Args:
-        reactor: gives the time for the limits.
-        backend: makes the container.
-        spec: what to make.
-        journal: opened; what an earlier manager left in it is undone by the first start.
-        limits: time limits; the defaults suit a slow disk.
-        now: seconds since the epoch, for events.
+        """Set the machine up; the container is absent.
+
+        Args:
+            reactor: gives the time for the limits.
+            backend: makes the container.
+            spec: what to make.
+            journal: opened; what an earlier manager left in it is undone by the first start.
+            limits: time limits; the defaults suit a slow disk.
+            now: seconds since the epoch, for events.
         """
         self.spec = spec
         self.journal = journal

@@ -390,12 +390,14 @@ class ProcessBackend:
         log_limit: int = LOG_LIMIT_BYTES,
         python: PythonFacts | None = None,
     ) -> None:
-        """Args:
-        reactor: spawns the launcher and gives the time.
-        isolation: ``auto`` uses namespaces where the kernel allows, ``namespaces`` refuses to run
-            without them, ``plain`` never uses them.
-        log_limit: bytes of init's log before it is rotated; twice that is kept.
-        python: where Python and our package are; found out if not given.
+        """Set the backend up; the host is not looked at yet.
+
+        Args:
+            reactor: spawns the launcher and gives the time.
+            isolation: ``auto`` uses namespaces where the kernel allows, ``namespaces`` refuses to run
+                without them, ``plain`` never uses them.
+            log_limit: bytes of init's log before it is rotated; twice that is kept.
+            python: where Python and our package are; found out if not given.
 
         Raises:
             ConfigError: there is no such isolation.

@@ -90,8 +90,12 @@ async def _undo_directory(args: Mapping[str, Any], context: UndoContext) -> None
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
-            # Somebody else put something into it: then it is theirs now.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            # Somebody else put something into it: then it is theirs now. One that instances share may never have
+            # been ours, such as /run/user/1000.
+            theirs = [errno.ENOTEMPTY, errno.EEXIST]
+            if args.get("shared"):
+                theirs += [errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS]
+            if error.errno not in theirs:
                 raise
         return
     if not _is_directory(path):
@@ -468,7 +472,7 @@ def make_directories(journal: Journal, path: str, mode: int = 0o700, *, shared: 
     """
     missing: list[str] = []
     if shared and _is_directory(shared):
-        journal.record("directory", path=shared)
+        journal.record("directory", path=shared, shared=True)
     while path != "/" and not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)

@@ -123,6 +123,20 @@ class FileTests(UndoCase):
                 self.journal.done(self.journal.pending[0])
 
     @inlineCallbacks
+    def test_a_shared_directory_that_is_not_ours_stays(self) -> Any:
+        """As ``/run/user/1000`` does for its user: a mount point in a directory of root's."""
+        for shared in ("/proc", "/sys"):
+            self.journal.record("directory", path=shared, shared=True)
+        yield self.journal.undo_all()
+        self.journal.record("directory", path="/proc")
+        yield self.assertFailure(self.journal.undo_all(), UndoFailed)
+        self.journal.done(self.journal.pending[0])
+        os.mkdir(self.path("run"))
+        undo.make_directories(self.journal, self.path("run/one"), shared=self.path("run"))
+        yield self.journal.undo_all()
+        self.assertFalse(os.path.exists(self.path("run")))
+
+    @inlineCallbacks
     def test_making_directories(self) -> Any:
         undo.make_directories(self.journal, self.path("a/b/c"), 0o711)
         self.assertEqual(os.stat(self.path("a/b/c")).st_mode & 0o777, 0o711)
