@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from anbox_tw.container.spec import DEFAULT_INSTANCE
 from anbox_tw.errors import AnboxError, NotRunning
 from anbox_tw.network import EndpointConnector, RetryPolicy, UnixConnector
-from anbox_tw.rpc import Channel, RemoteError
+from anbox_tw.rpc import CallTimedOut, Channel, RemoteError, parse_message
 from anbox_tw.rpc._pb import anbox_container_pb2 as pb
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Void
 from anbox_tw.rpc.errors import from_wire
@@ -33,6 +33,12 @@ __all__ = ["ContainerClient", "ContainerClientService", "connect"]
 
 STOP_TIMEOUT_S = 120.0
 """The manager gives init 10 s, and undoing all a minute; the original's 3 s are over before LXC is."""
+
+CALL_TIMEOUT_S = 30.0
+"""As the original's."""
+
+GREETING_TIMEOUT_S = 5.0
+"""A manager of ours answers within milliseconds; the original's does not answer what it does not know."""
 
 Info = dict[str, Any]
 
@@ -153,13 +159,18 @@ class ContainerClient:
         request = pb.ContainerInfoRequest(instance=instance)
         return self.channel.call("container_info", request, pb.ContainerInfo).addCallback(_info)
 
-    def manager_info(self) -> Deferred[Info]:
-        """Version, backends and defaults of the manager."""
-        return self.channel.call("manager_info", pb.ManagerInfoRequest(), pb.ManagerInfo).addCallback(
-            lambda message: MessageToDict(message, preserving_proto_field_name=True)
-        )
+    def manager_info(self, *, timeout: float = CALL_TIMEOUT_S) -> Deferred[Info]:
+        """Version, backends and defaults of the manager.
 
-    def watch(self, callback: Callable[[Info], object], instance: str = "") -> Deferred[list[Info]]:
+        Args:
+            timeout: seconds; the original's manager never answers this.
+        """
+        call = self.channel.call("manager_info", pb.ManagerInfoRequest(), pb.ManagerInfo, timeout)
+        return call.addCallback(lambda message: MessageToDict(message, preserving_proto_field_name=True))
+
+    def watch(
+        self, callback: Callable[[Info], object], instance: str = "", *, timeout: float = CALL_TIMEOUT_S
+    ) -> Deferred[list[Info]]:
         """Have each change told.
 
         Args:
@@ -167,6 +178,7 @@ class ContainerClient:
                 ``error`` and its ``code``, ``cause`` and ``cure``.
             instance: only of this one; empty: of all that we may see. The last watch of a connection
                 says which are sent; with several callbacks each gets all.
+            timeout: seconds; the original's manager never answers this.
 
         Returns:
             Fires with the containers as they are now.
@@ -179,12 +191,12 @@ class ContainerClient:
             self._callbacks.remove(callback)
             return failure
 
-        answer = self.channel.call("watch_containers", request, pb.ContainerList)
+        answer = self.channel.call("watch_containers", request, pb.ContainerList, timeout)
         return answer.addErrback(failed).addCallback(_infos)
 
     def _event(self, data: bytes) -> None:
         try:
-            message = pb.ContainerEvent.FromString(data)
+            message = parse_message(pb.ContainerEvent, data)
         except DecodeError as error:
             self._log.warn("the manager sent an event that cannot be parsed: {error}", error=error)
             return
@@ -373,12 +385,14 @@ class ContainerClientService(Service):
     async def _greet(self, client: ContainerClient) -> None:
         """A connection counts when the manager has answered on it."""
         try:
+            greeting: Deferred[Any]
             if self._on_event is not None:
-                await client.watch(self._on_event)
+                greeting = client.watch(self._on_event, timeout=GREETING_TIMEOUT_S)
             else:
-                await client.manager_info()
-        except RemoteError as error:
-            # One that knows no such method is a manager all the same.
+                greeting = client.manager_info(timeout=GREETING_TIMEOUT_S)
+            await greeting
+        except (RemoteError, CallTimedOut) as error:
+            # One that knows no such method is a manager all the same; the original does not even say so.
             self._log.info("the container manager answers: {error}", error=error)
 
     def _connected(self, client: ContainerClient) -> None:

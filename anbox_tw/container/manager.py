@@ -400,7 +400,11 @@ class ContainerManager:
         """
         instance = self._instances.get(check_instance_name(name))
         if instance is None or not instance.living:
-            raise NotRunning(f"Container is not running: there is no instance {name!r}", "see anbox ps")
+            seen = instance is not None and self.authority.may_see(caller, instance.owner.uid)
+            what = f"the instance {name!r} is {instance.state.value}" if instance is not None and seen else ""
+            raise NotRunning(
+                f"Container is not running: {what or f'there is no instance {name!r}'}", "see anbox ps"
+            )
         self.authority.check_owner(caller, instance.owner.uid, name)
         await self._end(instance, 0.0 if force else None)
 

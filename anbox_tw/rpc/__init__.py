@@ -22,6 +22,7 @@ from anbox_tw.rpc.errors import (
     WrongVersion,
 )
 from anbox_tw.rpc.factory import RpcFactory, connect
+from anbox_tw.rpc.messages import parse_message
 from anbox_tw.rpc.peer import Credentials, Peer
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "UnknownMethod",
     "WrongVersion",
     "connect",
+    "parse_message",
 ]

@@ -55,6 +55,7 @@ from anbox_tw.rpc.errors import (
     from_wire,
     to_wire,
 )
+from anbox_tw.rpc.messages import check_message, parse_message
 from anbox_tw.rpc.peer import Peer, credentials_of
 
 __all__ = ["Channel", "Limits"]
@@ -466,13 +467,13 @@ class Channel(Protocol):
             by_itself = self._error_types[response_type] = carries_error(response_type)
         try:
             answer = response_type.FromString(response)
-            failed = answer if by_itself else Void.FromString(response)
-            if response and (failed.HasField("error") or failed.HasField("structured_error")):
-                call.deferred.errback(from_wire(failed))
-                return
-            if not answer.IsInitialized():
-                missing = ", ".join(answer.FindInitializationErrors())
-                raise DecodeError(f"it lacks the required {missing}")
+            if response:
+                # First: an answer that is an error may lack what its type requires.
+                failed = answer if by_itself else Void.FromString(response)
+                if failed.HasField("error") or failed.HasField("structured_error"):
+                    call.deferred.errback(from_wire(parse_message(Void, response)))
+                    return
+            check_message(answer, response)
         except DecodeError as error:
             call.deferred.errback(
                 PeerError(f"the answer to {call.method} is no {response_type.__name__}: {error}")

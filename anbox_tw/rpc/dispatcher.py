@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from anbox_tw.rpc.errors import BadParameters, UnknownMethod
+from anbox_tw.rpc.messages import parse_message
 from anbox_tw.rpc.peer import Peer
 
 __all__ = ["Answer", "Dispatcher", "Handler"]
@@ -23,14 +24,6 @@ Handler = Callable[[Any, Peer], Answer | Awaitable[Answer]]
 """``handler(request, peer)``: a function, a function that returns a Deferred, or a coroutine function."""
 
 
-class _Codec(Protocol):
-    """What the generated message classes give beyond ``Message``."""
-
-    @staticmethod
-    def FromString(s: bytes, /) -> Any:
-        """Parse a message."""
-
-
 class Dispatcher:
     """The methods one side of a link offers.
 
@@ -41,7 +34,7 @@ class Dispatcher:
     _log = Logger()
 
     def __init__(self) -> None:
-        self._methods: dict[str, tuple[_Codec, Handler, bool]] = {}
+        self._methods: dict[str, tuple[type[Message], Handler, bool]] = {}
 
     @property
     def methods(self) -> list[str]:
@@ -95,12 +88,9 @@ class Dispatcher:
                 "the peer is older than its caller, or something else than the caller thinks",
             ) from None
         try:
-            request = request_type.FromString(parameters)
+            request = parse_message(request_type, parameters)
         except DecodeError as error:
-            raise BadParameters(f"the parameters of {method_name} cannot be parsed: {error}") from None
-        if not request.IsInitialized():
-            missing = ", ".join(request.FindInitializationErrors())
-            raise BadParameters(f"the parameters of {method_name} lack the required {missing}")
+            raise BadParameters(f"the parameters of {method_name[:128]} cannot be parsed: {error}") from None
         result = handler(request, peer)
         if isinstance(result, Coroutine):
             return Deferred.fromCoroutine(result), cancel

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from anbox_tw.interfaces import IClipboard, IConnectionCreator
-from anbox_tw.rpc import CallTimedOut, Channel, ChannelClosed, Dispatcher, Limits, Peer
+from anbox_tw.rpc import CallTimedOut, Channel, ChannelClosed, Dispatcher, Limits, Peer, parse_message
 from anbox_tw.rpc._pb import anbox_bridge_pb2 as pb
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Void
 from anbox_tw.session.errors import GuestNotConnected
@@ -218,7 +218,7 @@ class Bridge:
         if channel is not self._channel:
             return
         try:
-            events = pb.EventSequence.FromString(data)
+            events = parse_message(pb.EventSequence, data)
         except DecodeError as error:
             self._log.warn("bridge: an event cannot be parsed: {error}", error=error)
             return

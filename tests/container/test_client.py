@@ -169,6 +169,21 @@ class ClientServiceTests(Base):
         client.channel.on_event = None
         self.successResultOf(service.stopService())
 
+    def test_a_manager_that_leaves_what_it_does_not_know_unanswered_is_one(self) -> None:
+        class Silent(Channel):
+            def dataReceived(self, data: bytes) -> None:
+                """As the original's does."""
+
+        self.endpoint.make = lambda: Silent(self.clock)
+        for more in ({}, {"on_event": self.events.append}):
+            service = self.client_service(**more)
+            waiting = service.when_connected()
+            self.advance(4)
+            self.assertNoResult(waiting)
+            self.advance(1)
+            self.successResultOf(waiting)
+            self.successResultOf(service.stopService())
+
     def test_accepted_and_dropped_counts_as_a_failure(self) -> None:
         def drops() -> Channel:
             dispatcher = Dispatcher()

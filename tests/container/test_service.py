@@ -267,7 +267,9 @@ class LifetimeTests(Base):
         self.assertEqual(self.state(), "failed")
         self.assertEqual((events[-1]["state"], events[-1]["code"]), ("failed", "ANBOX-C014"))
         self.assertIn("SIGKILL", events[-1]["cause"])
-        self.assertIn("Container is not running", self.text(client.stop_container()))
+        self.assertIn(
+            "Container is not running: the instance 'default' is failed", self.text(client.stop_container())
+        )
 
     def test_forced_stop_gives_init_no_time(self) -> None:
         client = self.connect()

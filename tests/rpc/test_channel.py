@@ -30,7 +30,13 @@ from anbox_tw.rpc import (
 )
 from anbox_tw.rpc._framing import INVOCATION, RESPONSE, FrameReader, encode_event, encode_response, frame
 from anbox_tw.rpc._pb.anbox_bridge_pb2 import ClipboardData, SetFocusedTask
-from anbox_tw.rpc._pb.anbox_container_pb2 import ContainerEvent, ContainerList, StartContainer, StopContainer
+from anbox_tw.rpc._pb.anbox_container_pb2 import (
+    Configuration,
+    ContainerEvent,
+    ContainerList,
+    StartContainer,
+    StopContainer,
+)
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Invocation, Result, Void
 from anbox_tw.testing.rpc import RpcLink
 
@@ -249,6 +255,13 @@ class CallTests(Base):
         poor = self.channel.call("m", Void(), SetFocusedTask)
         self.channel.dataReceived(encode_response(0, b"\xff\xff") + encode_response(1, b""))
         self.assertIn("no ContainerList", str(self.failureResultOf(bad, PeerError).value))
+        foreign = self.channel.call("m", Void(), ClipboardData)
+        foreign_error = self.channel.call("m", Void(), Void)
+        self.channel.dataReceived(
+            encode_response(2, b"\x0a\x02\xff\xfe") + encode_response(3, b"\xfa\x07\x02\xff\xfe")
+        )
+        self.assertIn("not UTF-8", str(self.failureResultOf(foreign, PeerError).value))
+        self.assertIn("not UTF-8", str(self.failureResultOf(foreign_error, PeerError).value))
         self.assertIn("required id", str(self.failureResultOf(poor, PeerError).value))
         self.assertIsNone(self.channel.closed)
 
@@ -358,6 +371,26 @@ class ServeTests(Base):
             answer = self.answer_of(9)
             self.assertIn(word, answer.error)
             self.assertEqual(answer.structured_error.code, RpcCode.BAD_PARAMETERS)
+
+    def test_text_that_is_no_text_is_a_bad_parameter(self) -> None:
+        self.dispatcher.register("set", ClipboardData, lambda request, peer: None)
+        self.dispatcher.register("start", StartContainer, lambda request, peer: None)
+        nested = StartContainer(
+            configuration=Configuration(extra_properties=["a=b", "c=XX"])
+        ).SerializeToString()
+        for method, parameters in (
+            ("set", b"\x0a\x02\xff\xfe"),
+            ("start", nested.replace(b"XX", b"\xff\xfe")),
+        ):
+            self.channel.dataReceived(self.invoke(9, method, parameters))
+            answer = self.answer_of(9)
+            self.assertIn("not UTF-8", answer.error)
+            self.assertEqual(answer.structured_error.code, RpcCode.BAD_PARAMETERS)
+        good = ClipboardData(text="häßlich 文").SerializeToString()
+        self.channel.dataReceived(self.invoke(10, "set", good))
+        self.assertEqual(self.answer_of(10), Void())
+        self.channel.dataReceived(self.invoke(11, "XX").replace(b"XX", b"\xff\xfe"))
+        self.assertIn("no method", self.answer_of(11).error)
 
     def test_wrong_version(self) -> None:
         self.dispatcher.register("m", Void, lambda request, peer: None)
