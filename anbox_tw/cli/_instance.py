@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,7 +121,14 @@ class Instance:
         return Path(data_path or self.paths.data_path()) / "logs"
 
     def tidy(self) -> None:
-        """Take away the instance's directories that are empty now."""
+        """Take away what a killed process has left (its sockets, its lock) and the directories that are empty now.
+
+        Only for who holds the instance, or knows that nobody does.
+        """
+        for directory in (self.paths.sockets, self.paths.input):
+            _unlink_dead_sockets(Path(directory))
+        if self.lock_path.exists() and self.holder() is None:
+            self.lock_path.unlink(missing_ok=True)
         below = [
             self.paths.sockets,
             self.paths.input,
@@ -199,6 +207,23 @@ class Lock:
         """Give the instance up and take the lock file away."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def _unlink_dead_sockets(directory: Path) -> None:
+    """Unlink the UNIX sockets that nobody listens on."""
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if not path.is_socket():
+            continue
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(1.0)
+            try:
+                link.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue
 
 
 def _read_holder(descriptor: int) -> Holder:

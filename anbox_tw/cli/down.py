@@ -45,9 +45,11 @@ async def _stop_all(reactor: Any, wanted: list[Instance], seconds: float, *, mis
         try:
             await _stop(reactor, where, seconds)
         except NotRunning:
+            where.tidy()
             if missing_is_wrong:
                 raise
-        where.tidy()
+        else:
+            where.tidy()
 
 
 async def _stop(reactor: Any, where: Instance, seconds: float) -> None:

@@ -82,6 +82,24 @@ class OneInstanceTests(SynchronousTestCase):
         self.assertEqual(self.box.anbox("down").returncode, 0)
         self.assert_all_gone()
 
+    def test_a_killed_session_ends_all_and_leaves_nothing_behind(self) -> None:
+        process = self.box.up()
+        self.box.booted()
+        (session,) = (line for line in self.box.processes() if " anbox-session " in line)
+        os.kill(int(session.split()[0]), signal.SIGKILL)
+        self.assertEqual(process.wait(40), 1)
+        self.assertIn("was ended by SIGKILL", self.box.up_output())
+        self.assert_all_gone()
+
+    def test_what_a_killed_up_has_left_is_gone_after_down(self) -> None:
+        process = self.box.up()
+        self.box.booted()
+        process.kill()
+        process.wait()
+        eventually(lambda: not self.box.processes(), "all processes end")
+        self.assertEqual(self.box.anbox("down").returncode, 3)
+        self.assert_all_gone()
+
     def test_garbage_on_each_socket_disturbs_nobody(self) -> None:
         self.box.up()
         told = self.box.booted()
