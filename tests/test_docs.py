@@ -69,7 +69,13 @@ def commands(page: Path) -> Iterator[str]:
         lines = block.replace("\\\n", " ").splitlines()
         if any(line.startswith("$ ") for line in lines):
             lines = [line for line in lines if line.startswith("$ ")]  # the others are output
+        until = ""
         for line in lines:
+            if until:  # the body of a here-document
+                until = "" if line.strip() == until else until
+                continue
+            here = re.search(r"<<-?\s*'?\"?(\w+)", line)
+            until = here[1] if here else ""
             line = re.sub(r"(^|\s)#.*$", "", line).strip().removeprefix("$ ")
             if line:
                 yield from re.split(r"\s+(?:&&|\|\|)\s+", line)
@@ -182,6 +188,8 @@ def twistd_problem(words: list[str]) -> str:
         for maker in getPlugins(IServiceMaker)
         if getattr(maker, "module", "").startswith("anbox_tw.")
     }
+    if "--reactor" in words:
+        del words[words.index("--reactor") : words.index("--reactor") + 2]
     while words and (words[0] in TWISTD_FLAGS or words[0].endswith(".tac")):
         if words[0].endswith(".tac") and not (REPOSITORY / words[0]).exists():
             return f"no file {words[0]}"
