@@ -9,7 +9,7 @@ from twisted.application.service import IService
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from anbox_tw.android.init.supervisor import has_every_id
+from anbox_tw.android.init.plan import has_every_id
 from anbox_tw.android.installd._commands import RELEASES
 from anbox_tw.android.installd.service import TOOLS, InstalldService
 from anbox_tw.android.installd.tree import Tree

@@ -8,7 +8,6 @@ but children are reaped and properties set.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import stat
@@ -23,18 +22,18 @@ from twisted.python.failure import Failure
 
 from anbox_tw.android._text import printable
 from anbox_tw.android._wire import SOCKET_DIRECTORY, Namespace, sun_path
-from anbox_tw.android.aid import decode_id
 from anbox_tw.android.errors import AddressError, InitError, PropertyError, RcError
 from anbox_tw.android.init._actions import ActionQueue, Builtin
+from anbox_tw.android.init._directory import SocketDirectory
 from anbox_tw.android.init._report import ReportReader
 from anbox_tw.android.init._state import Flag, ServiceState
 from anbox_tw.android.init.builtins import Builtins
+from anbox_tw.android.init.plan import has_every_id, plan_launch
 from anbox_tw.android.init.reaper import Reaper, describe_exit
-from anbox_tw.android.init.spawn import Launch, SocketLaunch, launch
+from anbox_tw.android.init.spawn import Launch, launch
 from anbox_tw.android.properties.service import PropertyService
 from anbox_tw.android.properties.store import PropertyStore
 from anbox_tw.android.rc import Location, Problem, RcLoader, RcService, expand
-from anbox_tw.errors import AlreadyRunning
 
 __all__ = ["DEFAULT_PATH", "Init", "PowerCommand"]
 
@@ -54,8 +53,6 @@ ORPHAN_POLL_S = 0.02
 
 MAX_NOTES = 200
 """Notes kept; later ones are logged only."""
-
-_LOCK_NAME = ".anbox-init.lock"
 
 _FALLBACK_BOOT = ("early-fs", "fs", "post-fs", "post-fs-data", "early-boot", "boot")
 """What ``late-init`` triggers in AOSP's ``init.rc``; done by us where no file defines ``late-init``."""
@@ -175,8 +172,7 @@ class Init(Service):
         self._triggers_enabled = False
         self._location = Location("<init>", 0)
         self._told_problems = 0
-        self._lock = -1
-        self._made_directory = False
+        self._directory = SocketDirectory(self.socket_directory)
         self._idle: list[Deferred[None]] = []
         self._stop: list[Deferred[None]] | None = None
 
@@ -194,7 +190,7 @@ class Init(Service):
         if self.stopping:
             raise InitError("this init has been stopped", "make a new one")
         sun_path("property_service", Namespace.RESERVED, socket_directory=self.socket_directory)
-        self._take_directory()
+        self._directory.take()
         try:
             for name, value in self._initial.items():
                 self.store.set(name, value)
@@ -207,7 +203,7 @@ class Init(Service):
             self.reaper = Reaper(self.clock, adopt_orphans=self._adopt)
         except BaseException:
             self.property_service.stopService()
-            self._leave_directory()
+            self._directory.leave()
             raise
         super().startService()
         self.store.changed.append(self._property_changed)
@@ -225,45 +221,6 @@ class Init(Service):
                 self.actions.queue_event(event)
         self.actions.queue_builtin("queue_property_triggers", self._enable_triggers)
         self._schedule()
-
-    def _take_directory(self) -> None:
-        try:
-            os.mkdir(self.socket_directory, 0o755)
-            self._made_directory = True
-            os.chmod(self.socket_directory, 0o755)  # noqa: S103  # every service looks its socket up here
-        except FileExistsError:
-            found = os.stat(self.socket_directory)
-            if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-                raise InitError(
-                    f"{self.socket_directory} can be changed by others (owner {found.st_uid}, "
-                    f"mode {stat.S_IMODE(found.st_mode):o})",
-                    "give a directory of your own that only you may write",
-                ) from None
-        path = os.path.join(self.socket_directory, _LOCK_NAME)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            os.close(descriptor)
-            raise AlreadyRunning(
-                f"another init serves {self.socket_directory} (pid {pid or 'unknown'})",
-                "stop it, or give another --socket-dir",
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._lock = descriptor
-
-    def _leave_directory(self) -> None:
-        if self._lock < 0:
-            return
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.socket_directory, _LOCK_NAME))
-        os.close(self._lock)
-        self._lock = -1
-        if self._made_directory:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.socket_directory)
 
     def load(self, path: str) -> None:
         """Read a file or directory and what it imports; problems are logged, and kept in ``problems``.
@@ -483,41 +440,13 @@ class Init(Service):
         """Make a service's process."""
         if self.stopping or self.reaper is None:
             return None
-        spec = service.spec
-        unknown: list[str] = []
-
-        def number(text: str, group: bool) -> int:
-            if not text:
-                return 0
-            found = decode_id(text, group=group, host=True)
-            if found is None:
-                unknown.append(f"{'group' if group else 'user'} '{text}'")
-            return found or 0
-
-        plan = Launch(
-            argv=spec.arguments,
-            environment={**self.environment, **dict(spec.environment)},
-            sockets=[
-                SocketLaunch(
-                    socket.name,
-                    socket.type,
-                    socket.mode,
-                    decode_id(socket.user, host=True) if socket.user else 0,
-                    decode_id(socket.group, group=True, host=True) if socket.group else 0,
-                )
-                for socket in spec.sockets
-            ],
+        plan = plan_launch(
+            service.spec,
+            environment=self.environment,
             socket_directory=self.socket_directory,
-            writepid=spec.writepid,
-            ioprio=spec.ioprio,
-            console=self._console if spec.console else None,
+            console=self._console,
             inherit_output=self._inherit_output,
-            uid=number(spec.user, False),
-            gid=number(spec.group, True),
-            groups=[number(group, True) for group in spec.supplementary],
-            unknown=unknown,
             limits=list(self.limits.values()),
-            seclabel=spec.seclabel,
             strict=self.strict,
         )
         try:
@@ -696,7 +625,7 @@ class Init(Service):
         self._event("stopped")
         for release in self.before_release:
             await maybeDeferred(release)
-        self._leave_directory()
+        self._directory.leave()
 
     async def _wait_idle(self, timeout: float) -> None:
         if not self._running:
@@ -713,15 +642,3 @@ class Init(Service):
         await idle
         if call.active():
             call.cancel()
-
-
-def has_every_id() -> bool:
-    """Whether we are a root that may become anybody: uid 0 with all of Android's ids mapped."""
-    if os.geteuid() != 0:
-        return False
-    try:
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            ranges = [tuple(map(int, line.split())) for line in file]
-    except (OSError, ValueError):
-        return True
-    return any(first == 0 and count >= 65536 for first, _, count in ranges)

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from anbox_tw.android.aid import APP_START, PER_USER_RANGE, SHARED_APP_GID_START
 from anbox_tw.android.installd._commands import BadArgument
+from anbox_tw.android.installd.code import CodeOperations
 from anbox_tw.android.installd.tree import OutsideRoot, Place, Tree
 
 __all__ = ["Operations"]
@@ -43,11 +44,9 @@ MAX_CACHE_FILES = 200_000
 """Files that ``freecache`` looks at."""
 
 AID_SYSTEM = 1000
-AID_INSTALL = 1012
 AID_EVERYBODY = 9997
 
 _PACKAGE = re.compile(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.-]*)?\Z")
-_ISA = re.compile(r"[a-z0-9_]{1,16}\Z")
 
 LAYOUT = (
     ("app", 0o771, AID_SYSTEM),
@@ -73,7 +72,7 @@ LAYOUT = (
 """Directories of ``/data`` as ``init.rc`` and ``vold`` make them: path, mode, owner and group."""
 
 
-class Operations:
+class Operations(CodeOperations):
     """The commands, on one tree.
 
     Attributes:
@@ -85,9 +84,8 @@ class Operations:
 
     def __init__(self, tree: Tree, *, jit_profiles: bool = False) -> None:
         """Nothing is touched before ``prepare``."""
-        self.tree = tree
+        super().__init__(tree)
         self.jit_profiles = jit_profiles
-        self._data = tree.root("/data")
 
     def prepare(self) -> int:
         """Make the directories that the commands need, where they are missing; 0, or -1 when some cannot be made."""
@@ -398,6 +396,27 @@ class Operations:
                 return 0, str(self.tree.lstat(home).st_ino)
         return -1, "0"
 
+    def linklib(self, uuid: str | None, pkgname: str, asec_lib_dir: str, userid: int) -> int:
+        """Point an application's ``lib`` at a directory."""
+        home = self.ce(uuid, userid, pkgname)
+        try:
+            self.tree.lstat(home)
+        except OSError:
+            return -1
+        link = home / "lib"
+        try:
+            found = self.tree.lstat(link)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                return -1
+        else:
+            if stat.S_ISDIR(found.st_mode):
+                if self.tree.delete(link, itself=True) < 0:
+                    return -1
+            elif stat.S_ISLNK(found.st_mode) and self.tree.unlink(link):
+                return -1
+        return self.tree.symlink(asec_lib_dir, link)
+
     # -- users ------------------------------------------------------------------------------------------
 
     def create_user_data(self, uuid: str | None, userid: int, user_serial: int, flags: int) -> int:
@@ -527,146 +546,3 @@ class Operations:
                 if self.tree.lstat(place).st_size:
                     found.append(place.path)
         return found, (self._reference_profile(pkgname) / "primary.prof").path
-
-    # -- code -------------------------------------------------------------------------------------------
-
-    def _isa(self, isa: str) -> str:
-        if not _ISA.match(isa):
-            raise BadArgument(f"invalid instruction set {isa!r}")
-        return isa
-
-    def code(self, path: str, max_subdirs: int = 1) -> Place:
-        """A path below one of the directories for applications, as ``validate_apk_path`` wants it.
-
-        Raises:
-            OutsideRoot: it is not.
-        """
-        for prefix in (
-            "/data/app/",
-            "/data/app-private/",
-            "/data/app-ephemeral/",
-            "/mnt/asec/",
-            "/mnt/expand/",
-        ):
-            if path.startswith(prefix):
-                rest = path[len(prefix) :]
-                limit = max(max_subdirs, 2) if prefix == "/mnt/expand/" else max_subdirs
-                head, slash, inner = rest.partition("/")
-                if prefix == "/mnt/expand/" and not inner.startswith("app/"):
-                    # the original would take a whole volume for an application
-                    raise OutsideRoot(f"{path!r} is no application of a volume")
-                if head.startswith(".") or inner.startswith(".") or not head:
-                    raise OutsideRoot(f"invalid apk path {path!r} (trickery)")
-                if slash and limit == 1 and "/" in inner:
-                    raise OutsideRoot(f"invalid apk path {path!r} (subdir?)")
-                return self.tree.locate(path)
-        raise OutsideRoot(f"invalid apk path {path!r} (bad prefix)")
-
-    def _system(self, path: str) -> None:
-        """As ``validate_system_app_path``."""
-        prefixes = ("/system/app/", "/system/priv-app/", "/vendor/app/", "/oem/app/")
-        for prefix in prefixes:
-            if path.startswith(prefix):
-                head, _, inner = path[len(prefix) :].partition("/")
-                if head.startswith(".") or inner.startswith(".") or "/" in inner:
-                    raise OutsideRoot(f"invalid apk path {path!r} (trickery)")
-                return
-        raise OutsideRoot(f"invalid apk path {path!r} (bad prefix)")
-
-    def cache_file(self, path: str, isa: str) -> Place:
-        """Where the compiled form of an application lies (``create_cache_path``)."""
-        if not path.startswith("/") or ".." in path:
-            raise OutsideRoot(f"invalid path {path!r}")
-        name = path[1:].replace("/", "@") + "@classes.dex"
-        return self._data / "dalvik-cache" / self._isa(isa) / name
-
-    def rmdex(self, path: str, isa: str) -> int:
-        """Delete the compiled form of an application."""
-        try:
-            self.code(path)
-        except OutsideRoot:
-            self._system(path)
-        return -1 if self.tree.unlink(self.cache_file(path, isa)) else 0
-
-    def markbootcomplete(self, isa: str) -> int:
-        """Delete the mark that booting is under way."""
-        return -1 if self.tree.unlink(self._data / "dalvik-cache" / self._isa(isa) / ".booting") else 0
-
-    def linklib(self, uuid: str | None, pkgname: str, asec_lib_dir: str, userid: int) -> int:
-        """Point an application's ``lib`` at a directory."""
-        home = self.ce(uuid, userid, pkgname)
-        try:
-            self.tree.lstat(home)
-        except OSError:
-            return -1
-        link = home / "lib"
-        try:
-            found = self.tree.lstat(link)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                return -1
-        else:
-            if stat.S_ISDIR(found.st_mode):
-                if self.tree.delete(link, itself=True) < 0:
-                    return -1
-            elif stat.S_ISLNK(found.st_mode) and self.tree.unlink(link):
-                return -1
-        return self.tree.symlink(asec_lib_dir, link)
-
-    def createoatdir(self, oat_dir: str, isa: str) -> int:
-        """Make the directories for compiled code beside an application."""
-        place = self.code(oat_dir)
-        self._isa(isa)
-        for directory in (place, place / isa):
-            if self.tree.prepare_dir(directory, 0o771, AID_SYSTEM, AID_INSTALL, strict=False):
-                return -1
-        return 0
-
-    def rmpackagedir(self, package_dir: str) -> int:
-        """Delete an application's code."""
-        return self.tree.delete(self.code(package_dir), itself=True)
-
-    def linkfile(self, relative_path: str, from_base: str, to_base: str) -> int:
-        """Make a hard link from one application directory to another."""
-        source = self.code(f"{from_base}/{relative_path}", 3)
-        target = self.code(f"{to_base}/{relative_path}", 3)
-        return -1 if self.tree.link(source, target) else 0
-
-    def _odex(self, apk_path: str, isa: str, oat_dir: str) -> Place:
-        self.code(apk_path)
-        name = apk_path.rpartition("/")[2]
-        stem, dot, _ = name.rpartition(".")
-        if not dot or not stem:
-            raise BadArgument(f"apk path {apk_path!r} has no extension")
-        return self.code(oat_dir) / self._isa(isa) / f"{stem}.odex"
-
-    def move_ab(self, apk_path: str, isa: str, oat_dir: str) -> int:
-        """Put the compiled code that an update prepared in the place of the old."""
-        old = self._odex(apk_path, isa, oat_dir)
-        new = Place(old.root, (*old.parts[:-1], old.name + ".b"))
-        try:
-            found = self.tree.lstat(new)
-        except OSError:
-            return -1
-        if not stat.S_ISREG(found.st_mode):
-            self.tree.unlink(new)
-            return -1
-        with contextlib.suppress(OSError):
-            if not stat.S_ISREG(self.tree.lstat(old).st_mode):
-                self.tree.unlink(new)
-                return -1
-        if self.tree.rename(new, old):
-            self.tree.unlink(new)
-            return -1
-        return 0
-
-    def delete_odex(self, apk_path: str, isa: str, oat_dir: str) -> int:
-        """Delete compiled code (7.1); ``!`` for the directory means the cache."""
-        place = self.cache_file(apk_path, isa) if oat_dir == "!" else self._odex(apk_path, isa, oat_dir)
-        return -1 if self.tree.unlink(place) else 0
-
-    def idmap_file(self, overlay_apk: str) -> Place:
-        """Where the resource map of an overlay is written (``flatten_path``)."""
-        if not overlay_apk.startswith("/"):
-            raise OutsideRoot(f"{overlay_apk!r} is not absolute")
-        return self._data / "resource-cache" / (overlay_apk[1:].replace("/", "@") + "@idmap")
