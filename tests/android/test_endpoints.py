@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -12,7 +13,7 @@ from typing import Any
 
 from twisted.internet import defer, reactor
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
-from twisted.internet.error import CannotListenError, ConnectionDone, TimeoutError
+from twisted.internet.error import CannotListenError, ConnectionDone, TimeoutError, UserError
 from twisted.internet.interfaces import IFileDescriptorReceiver, IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
@@ -20,7 +21,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from anbox_tw.android import endpoints, localsocket
+from anbox_tw.android import endpoints, localsocket, transports
 from anbox_tw.android._wire import Namespace
 from anbox_tw.android.errors import AddressError, AndroidError, ControlSocketError
 
@@ -246,6 +247,51 @@ class StreamTests(EndpointCase):
                 third.transport.loseConnection()
                 await third.until(lambda p: p.lost)
 
+    async def test_no_descriptors_left_to_accept_with(self) -> None:
+        self.patch(endpoints, "ACCEPT_PAUSE_S", 0.02)
+        name = f"anbox-tw-emfile-{os.getpid()}"
+        port = await self.listen(f"android:{name}", factory := RecorderFactory(echo=True))
+        real, failures = port.socket, [errno.EMFILE, errno.EMFILE, errno.EPERM]
+
+        class Failing:
+            def accept(self) -> Any:
+                if failures:
+                    raise OSError(failures.pop(), "no")
+                return real.accept()
+
+            def __getattr__(self, attribute: str) -> Any:
+                return getattr(real, attribute)
+
+        port.socket = Failing()
+        client = await self.connect(f"android:{name}")
+        client.transport.write(b"x")
+        await client.until(lambda p: p.chunks)
+        self.assertEqual(failures, [])
+        client.transport.abortConnection()
+        await factory.made[0].until(lambda p: p.lost)
+
+    async def test_factories_that_refuse_or_fail(self) -> None:
+        class Refusing(Factory):
+            noisy = False
+
+            def buildProtocol(self, addr: Any) -> Any:
+                if self.fails:
+                    raise RuntimeError("no")
+                return None
+
+            fails = False
+
+        factory = Refusing()
+        name = f"anbox-tw-refusing-{os.getpid()}"
+        await self.listen(f"android:{name}", factory)
+        for fails in (False, True):
+            factory.fails = fails
+            client = await self.connect(f"android:{name}")
+            await client.until(lambda p: p.lost)
+            with self.assertRaises((UserError, RuntimeError)):
+                await clientFromString(reactor, f"android:{name}").connect(factory)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
     async def test_nobody_there(self) -> None:
         with self.assertRaises(ConnectionRefusedError):
             await self.connect(f"android:anbox-tw-nobody-{os.getpid()}")
@@ -333,6 +379,71 @@ class PacketTests(EndpointCase):
         client.transport.abortConnection()
         await client.until(lambda p: p.lost)
         await factory.made[0].until(lambda p: p.lost)
+
+    async def test_a_packet_too_long_to_be_taken_whole_is_refused(self) -> None:
+        self.patch(transports, "MAX_PACKET_BYTES", 100)
+        for kind, survives in (("seqpacket", False), ("dgram", True)):
+            name = f"anbox-tw-long-{kind}-{os.getpid()}"
+            factory = RecorderFactory()
+            await self.listen(f"android:{name}:type={kind}", factory)
+            with socket.socket(socket.AF_UNIX, localsocket.SOCKET_TYPES[kind]) as sock:
+                sock.connect(b"\0" + name.encode())
+                sock.send(b"x" * 200)
+                sock.send(b"short")
+                while not factory.made:
+                    await deferLater(reactor, 0.001)
+                server = factory.made[0]
+                await server.until(lambda p: p.lost or p.chunks)
+                self.assertEqual(
+                    (server.chunks, server.lost is None), ([b"short"] if survives else [], survives)
+                )
+
+    async def test_a_paused_protocol_gets_nothing_until_it_goes_on(self) -> None:
+        text = f"android:anbox-tw-pause-{os.getpid()}:type=seqpacket"
+        factory = RecorderFactory()
+        await self.listen(text, factory)
+        client = await self.connect(text)
+        while not factory.made:
+            await deferLater(reactor, 0.001)
+        server = factory.made[0]
+        server.transport.pauseProducing()
+        client.transport.writeSequence([b"one ", b"packet"])
+        await deferLater(reactor, 0.05)
+        self.assertEqual(server.chunks, [])
+        server.transport.resumeProducing()
+        await server.until(lambda p: p.chunks)
+        self.assertEqual(server.chunks, [b"one packet"])
+        self.assertEqual(client.transport.getPeer().name, b"\0anbox-tw-pause-%d" % os.getpid())
+        self.assertIsNone(client.transport.getHost().name)
+        with self.assertRaises(AndroidError):
+            client.transport.send_with_descriptors(b"x", [0] * 65)
+        client.transport.loseConnection()
+        client.transport.write(b"too late")
+        await server.until(lambda p: p.lost)
+
+    async def test_datagrams_to_nobody_are_dropped_and_the_next_arrives(self) -> None:
+        path = self.directory / "sink"
+        sink = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sink.bind(str(path))
+        port = await self.listen(
+            f"android:anbox-tw-source-{os.getpid()}:type=dgram", factory := RecorderFactory()
+        )
+        source = factory.made[0]
+        with self.assertRaises(AndroidError):
+            source.transport.write(b"to whom?")
+        address = os.fsencode(path)
+        source.transport.send_with_descriptors(b"x", (), b"\0anbox-tw-nobody")
+        source.transport.send_with_descriptors(b"there", (), address)
+        sink.setblocking(False)
+        while True:
+            await deferLater(reactor, 0.001)
+            with contextlib.suppress(BlockingIOError):
+                self.assertEqual(sink.recv(10), b"there")
+                break
+        self.assertEqual(source.transport.dropped, 1)
+        sink.close()
+        path.unlink()
+        await port.stopListening()
 
     async def test_a_peer_that_does_not_read_pauses_the_producer_and_then_is_refused(self) -> None:
         name = f"anbox-tw-slow-{os.getpid()}"

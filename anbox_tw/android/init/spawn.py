@@ -162,7 +162,9 @@ class _Fatal(Exception):
     """The child cannot become the service; it was reported."""
 
 
-def _child(plan: Launch, write: int) -> None:
+def _child(
+    plan: Launch, write: int
+) -> None:  # pragma: no cover  # in a forked child, which coverage cannot see
     """Everything up to exec; returns only when that failed."""
 
     def refused(what: str, error: BaseException | str, *, always_go_on: bool = False) -> None:

@@ -479,7 +479,17 @@ class LifeTests(InitCase):
             json.loads(await self.run_rc("status", "--json"))["services"]["two"]["last_exit"],
             "exited with status 0",
         )
-        watching = self.run_rc("watch")
+        await self.until(lambda: not status.watchers, "the others to be gone")
+        # in a process of its own: the runner of commands redirects this one's output
+        command = [sys.executable, "-m", "anbox_tw.cli", "rc", "watch", "--socket-dir", str(self.sockets)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        watching = threads.deferToThread(
+            lambda: (
+                subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=True, timeout=60
+                ).stdout
+            )
+        )
         await self.until(lambda: status.watchers, "the watcher")
         await self.run_rc("setprop", "my.prop", "x y")
         self.assertEqual(await self.run_rc("getprop", "my.prop"), "x y\n")
@@ -506,6 +516,44 @@ class LifeTests(InitCase):
 
 
 class PidOneTests(InitCase):
+    def test_the_system_is_its_own_to_change(self) -> None:
+        need_root()
+        path = self.directory / "a.rc"
+        mounted = self.directory / "mounted"
+        path.write_text(
+            f"on early-init\n hostname mine\n domainname mine.domain\n ifup lo\n mkdir {mounted} 0750\n"
+            f" mount tmpfs tmpfs {mounted} nosuid nodev mode=0711\n mount tmpfs mtd@x {mounted}\n write {mounted}/inside x\n"
+            " loglevel 4\n sysclktz 0\n"
+            f' exec - -- /bin/sh -c "hostname; cat /proc/sys/kernel/domainname; ip -o link show lo; stat -c %a {mounted}"\n'
+            " powerctl reboot,recovery\n"
+        )
+        process = subprocess.run(
+            [need_tool("unshare"), "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--net", sys.executable,
+             "-m", "anbox_tw.android.init", "--rc", str(path), "--socket-dir", str(self.sockets), "--system", "--output",
+             "--no-status"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        self.assertEqual(process.returncode, 101, process.stderr)
+        lines = process.stdout.splitlines()
+        self.assertEqual((lines[0], lines[1], lines[-1]), ("mine", "mine.domain", "711"), process.stderr)
+        self.assertIn(",UP", lines[2])
+        self.assertIn("images are mounted by its backend", process.stderr)
+        self.assertEqual(os.listdir(mounted), [])  # it was mounted in there only
+
+    def test_wrong_options(self) -> None:
+        command = [sys.executable, "-m", "anbox_tw.android.init"]
+        for words, said in (([], "at least one --rc"), (["--rc", "/no/such"], "no such file"), (["--rc", "/", "--grants", "x"], "strict"),
+                            (["--rc", "/", "--property", "x"], "NAME=VALUE"), (["--rc", "/", "--socket-dir", "/" + "x" * 100], "fit")):  # fmt: skip
+            done = subprocess.run(
+                [*command, *words],
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            self.assertEqual(done.returncode, 2, words)
+            self.assertIn(said, done.stderr)
+
     def test_as_pid_1_it_reaps_strays_forwards_signals_and_ends_in_order(self) -> None:
         need_root()
         program = self.compile()
