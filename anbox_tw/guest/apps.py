@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import attrs
 from twisted.logger import Logger
 
-__all__ = ["GuestApplication", "find_applications"]
+__all__ = ["GuestApplication", "find_applications", "fingerprint"]
 
 _log = Logger()
 
@@ -69,6 +69,23 @@ def find_applications(root: str) -> dict[str, GuestApplication]:
         for application in source:
             found[application.package] = application
     return found
+
+
+def fingerprint(root: str) -> tuple[object, ...]:
+    """What changes when the applications may have changed; costs a few system calls, where finding them parses files."""
+    base = os.path.join(root, "data/app")
+    directories = [os.path.join(root, "usr/share/applications"), base]
+    directories += [os.path.join(base, name) for name in _names(base)]
+    manifests = [os.path.join(directory, "app.json") for directory in directories[2:]]
+    return tuple(_stamp(path) for path in (*directories, *manifests))
+
+
+def _stamp(path: str) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return path, status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _names(directory: str) -> list[str]:

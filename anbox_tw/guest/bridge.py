@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from anbox_tw.errors import AnboxError, NotRunning
-from anbox_tw.guest.apps import GuestApplication, find_applications
+from anbox_tw.guest.apps import GuestApplication, find_applications, fingerprint
 from anbox_tw.guest.tasks import LaunchFailed, Task, TaskTable
 from anbox_tw.network import RetryPolicy, UnixConnector
 from anbox_tw.rpc import Channel, Dispatcher, Peer
@@ -49,6 +49,7 @@ class GuestBridge(Service):
         self._first_boot: bool | None = None
         self._look = LoopingCall(self._look_for_applications)
         self._look.clock = reactor
+        self._fingerprint: tuple[object, ...] = ()
         self.applications: dict[str, GuestApplication] = {}
         self.tasks = TaskTable(reactor, root, environment, self._tasks_changed)
         self._dispatcher = Dispatcher()
@@ -143,6 +144,10 @@ class GuestBridge(Service):
             self._send(boot_finished=pb.BootFinishedEvent(first_boot_done=self._first_boot))
 
     def _look_for_applications(self) -> None:
+        seen = fingerprint(self._root)
+        if seen == self._fingerprint:
+            return
+        self._fingerprint = seen
         found = find_applications(self._root)
         changed = [app for package, app in found.items() if self.applications.get(package) != app]
         removed = [package for package in self.applications if package not in found]

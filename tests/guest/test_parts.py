@@ -23,7 +23,7 @@ from anbox_tw.errors import ConfigError
 from anbox_tw.guest import apps, tasks
 from anbox_tw.guest._state import HostCame, PipeHandshake, PipeRefused
 from anbox_tw.guest.am import parse
-from anbox_tw.guest.apps import GuestApplication, find_applications
+from anbox_tw.guest.apps import GuestApplication, find_applications, fingerprint
 from anbox_tw.guest.properties import BIN, PropertyTable
 from anbox_tw.guest.tasks import LaunchFailed, Task, TaskTable, UnknownTask
 from anbox_tw.guest.tree import mark_initialized, prepare_tree
@@ -160,6 +160,19 @@ class ApplicationTests(Rooted):
         self.write("usr/share/applications/org.a.desktop", "[Desktop Entry]\nType=Application\nExec=a\n")
         self.write("data/app/org.a/app.json", '{"exec": ["b"]}')
         self.assertEqual(find_applications(self.root)["org.a"].command, ("b",))
+
+    def test_changes_are_seen_without_parsing(self) -> None:
+        seen = [fingerprint(self.root)]
+        for change in (
+            lambda: self.write("data/app/org.a/app.json", "{}"),
+            lambda: self.write("data/app/org.a/app.json", '{"exec": ["b"]}'),
+            lambda: self.write("usr/share/applications/a.desktop", ""),
+            lambda: shutil.rmtree(f"{self.root}/data/app/org.a"),
+        ):
+            change()
+            self.assertEqual(fingerprint(self.root), fingerprint(self.root))
+            self.assertNotIn(fingerprint(self.root), seen)
+            seen.append(fingerprint(self.root))
 
     def test_what_cannot_be_used_is_left_out(self) -> None:
         self.patch(apps, "MAX_MANIFEST_BYTES", 300)
