@@ -38,6 +38,7 @@ wheel: $(VENV)/.ready-dev  ## build the wheel, install it in a fresh venv and tr
 	sh .ci/wheel.sh
 
 bench: $(VENV)/.ready-dev  ## measure ours beside its peers (QUICK=1 ends within 90 s)
+	-@$(BIN)/python -m pip install --quiet uvloop matplotlib
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:  ## remove what the other targets made

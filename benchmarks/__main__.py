@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rpc
+from benchmarks.plot import plot
 from benchmarks.relays import FULL, MEASURES, QUICK, Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,6 +74,33 @@ def table(results: dict[str, Any], machine: dict[str, Any], settings: dict[str, 
     )
 
 
+PAGE = """\
+# Measurements
+
+Made by `make bench`: do not edit. The load is the same C program for all; the relays stand between a TCP port (h, the host) and a
+UNIX socket (g, the guest), each started anew in each of the interleaved rounds. Latency is taken with everything pinned to one
+processor. CPU is the relay's own; an idle stream's memory is the relay's private pages, not the kernel's.
+`anbox-tw` is the relay on Twisted's epoll reactor, `anbox-epoll` the same on ours, `producer` the strategy for transports that are
+no sockets.
+
+{table}
+{picture}"""
+
+
+def write_page(results: dict[str, Any], text: str, machine: dict[str, Any]) -> None:
+    """The manual's page, with the picture where matplotlib is installed."""
+    docs = Path(__file__).parent.parent / "docs"
+    caption = ", ".join(
+        f"{key} {value}" for key, value in machine.items() if key in ("cpu", "cpus", "kernel", "python")
+    )
+    drawn = plot(results, caption, docs / "benchmarks" / "relays")
+    picture = (
+        "\n![The same as bars](benchmarks/relays.svg)\n\nAs [PNG](benchmarks/relays.png).\n" if drawn else ""
+    )
+    (docs / "benchmarks.md").write_text(PAGE.format(table=text, picture=picture))
+    print(f"written: {docs}/benchmarks.md", file=sys.stderr)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -112,6 +140,8 @@ def main() -> None:
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
         (RESULTS / f"{name}.md").write_text(text)
         print(f"written: {RESULTS / name}.json and .md", file=sys.stderr)
+        if not arguments.quick and not arguments.only and not arguments.measure:
+            write_page(results, text, machine)
 
 
 if __name__ == "__main__":

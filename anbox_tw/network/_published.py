@@ -244,5 +244,9 @@ class _TakeoverLock:
             time.sleep(_LOCK_POLL_S)
 
     def __exit__(self, *exc_info: object) -> None:
-        os.unlink(self._path)
+        try:
+            os.unlink(self._path)
+        except OSError:
+            # somebody tidied up; the lock itself goes with the descriptor
+            pass
         os.close(self._fd)

@@ -49,7 +49,7 @@ _POOLED_PIPES: Final = 8
 # what a UNIX socket in bulk may hold; its default of 208 KiB stalls a writer that has 1 MiB ready
 _BULK_SNDBUF_BYTES: Final = 1024 * 1024
 # doses, or pipefuls, that one stream may move before the others get their turn
-_ROUNDS: Final = 4
+_ROUNDS: Final = 8
 # full doses in a row that make a stream bulk, small pipefuls in a row that end it
 _FULL_DOSES_FOR_BULK: Final = 3
 _SMALL_PIPEFULS_TO_END_BULK: Final = 8
