@@ -14,10 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks import rpc
 from benchmarks.plot import plot
 from benchmarks.relays import FULL, MEASURES, QUICK, Bench
 
+# of the machine, before ours: figures from a busy one are worth less
+LOAD_BEFORE = os.getloadavg()[0]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,6 +43,7 @@ def host() -> dict[str, Any]:
     return {
         "cpu": model[1].strip() if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
+        "load before": f"{LOAD_BEFORE:.1f}",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "twisted": twisted.__version__,
@@ -105,6 +110,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small round; ends within 90 s")
+    parser.add_argument("--mib", type=int, help="MiB of each transfer")
     parser.add_argument("--rounds", type=int, help="how many interleaved rounds")
     parser.add_argument(
         "--only", action="append", default=[], metavar="RELAY", help="measure this relay (repeat)"
@@ -116,9 +122,9 @@ def main() -> None:
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else FULL
     if arguments.rounds:
-        import attrs
-
         scale = attrs.evolve(scale, rounds=arguments.rounds)
+    if arguments.mib:
+        scale = attrs.evolve(scale, bytes=arguments.mib << 20)
     bench = Bench(scale, arguments.only, arguments.measure or [measure.key for measure in MEASURES])
     try:
         bench.run(lambda text: print(text, file=sys.stderr, flush=True))

@@ -21,7 +21,7 @@ def plot(results: dict[str, Any], caption: str, stem: Path) -> bool:
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     # the same picture from the same figures: no date, no random ids
-    matplotlib.rcParams["svg.hashsalt"] = "anbox-tw"
+    matplotlib.rcParams.update({"svg.hashsalt": "anbox-tw", "svg.fonttype": "none"})
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
     shown = [measure for measure in MEASURES if any(measure.key in values for values in results.values())]
     columns = min(3, len(shown))
@@ -52,6 +52,6 @@ def plot(results: dict[str, Any], caption: str, stem: Path) -> bool:
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     stem.parent.mkdir(exist_ok=True)
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(stem.with_suffix(".png"), dpi=110)
+    figure.savefig(stem.with_suffix(".png"), dpi=80)
     pyplot.close(figure)
     return True
