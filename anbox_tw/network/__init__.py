@@ -17,11 +17,11 @@ from anbox_tw.network.credentials import (
     process_command,
 )
 from anbox_tw.network.fds import FdReceiver, close_fds, receive_fds, send_fds
+from anbox_tw.network.forwarding import ForwardCreator
 from anbox_tw.network.listeners import CreatorFactory, EndpointListener, TcpListener, UnixListener
 from anbox_tw.network.paths import DEFAULT_INSTANCE, RuntimePaths, check_instance_name, find_runtime_dir
 from anbox_tw.network.ports import PortAllocator, PortClaim, free_port, holder_of_port
 from anbox_tw.network.relaying import (
-    ForwardCreator,
     Relay,
     RelayCounters,
     RelayEnd,

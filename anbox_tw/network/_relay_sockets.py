@@ -19,21 +19,18 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import tcp
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.error import ConnectionAborted
-from twisted.internet.interfaces import IHalfCloseableDescriptor, IReactorFDSet, IReadWriteDescriptor
+from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from anbox_tw.network._raw_socket import AF_UNIX, RawSocket, nothing
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
 from anbox_tw.network.tracked import abort_transport
 
 if TYPE_CHECKING:
     from anbox_tw.network.relaying import Relay
 
-__all__ = ["MAX_PIPES", "PIPE_BYTES", "RawSocket", "SocketEndpoint", "possible"]
+__all__ = ["MAX_PIPES", "PIPE_BYTES", "SocketEndpoint", "possible"]
 
 # The first is what a UNIX socket and loopback TCP hand over in one read; the second is where larger reads gain
 # no more, and the bound of what one direction holds for a slow target.
@@ -56,10 +53,6 @@ _SMALL_PIPEFULS_TO_END_BULK: Final = 8
 
 # fcntl.h; SPLICE_F_MOVE | SPLICE_F_NONBLOCK. The names exist in Python since 3.11 only on some builds.
 _SPLICE_FLAGS: Final = 0x01 | 0x02
-# struct linger: on, 0 seconds
-_LINGER_NONE: Final = b"\1\0\0\0\0\0\0\0"
-_AF_UNIX: Final = int(socket.AF_UNIX)
-_ABORTED: Final = Failure(ConnectionAborted())
 _DONE: Final = Failure(CONNECTION_DONE)
 _F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 
@@ -133,135 +126,6 @@ class _PipePool:
 pipes = _PipePool()
 
 
-class _Adopt(Factory):
-    noisy = False
-
-    def __init__(self, protocol: Any) -> None:
-        self._protocol = protocol
-
-    def buildProtocol(self, addr: Any) -> Any:
-        return self._protocol
-
-
-def _nothing() -> None:
-    """What a descriptor does whose relay is over."""
-
-
-@implementer(IReadWriteDescriptor, IHalfCloseableDescriptor)
-class RawSocket:
-    """A connected socket as the reactor and the relay need it, and no more: a fifth of a Twisted transport's memory.
-
-    It owns the socket. There is no writing to it but by the relay.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "disconnected",
-        "disconnecting",
-        "doRead",
-        "doWrite",
-        "family",
-        "fileno",
-        "producer",
-        "protocol",
-        "reactor",
-        "socket",
-    )
-
-    def __init__(self, sock: socket.socket, reactor: Any) -> None:
-        if sock.gettimeout() != 0:
-            sock.setblocking(False)
-        self.socket = sock
-        self.fileno = sock.fileno
-        # each look at socket.family makes an enum member, which costs as much as a small send
-        self.family = int(sock.family)
-        self.reactor = reactor
-        self.protocol: Any = None
-        self.producer: Any = None
-        self.disconnecting = False
-        self.disconnected = False
-        self.doRead: Any = _nothing
-        self.doWrite: Any = _nothing
-
-    def startReading(self) -> None:
-        self.reactor.addReader(self)
-
-    def stopReading(self) -> None:
-        self.reactor.removeReader(self)
-
-    pauseProducing = stopReading
-
-    def startWriting(self) -> None:
-        self.reactor.addWriter(self)
-
-    def stopWriting(self) -> None:
-        self.reactor.removeWriter(self)
-
-    def loseConnection(self) -> None:
-        self.disconnecting = True
-        self.stopReading()
-        self.startWriting()
-
-    def abortConnection(self, at_once: bool = False) -> None:
-        if self.disconnected:
-            return
-        self.disconnected = True
-        self.stopReading()
-        self.stopWriting()
-        if self.family != _AF_UNIX:
-            try:
-                # by convention: a reset instead of an end
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-            except OSError:
-                pass
-        if at_once:
-            self._close(_ABORTED)
-        else:
-            self.reactor.callLater(0, self._close, _ABORTED)
-
-    def adopt(self, protocol: Any) -> Any:
-        """Give the socket to a Twisted transport of its own, for a peer that is none; returns that transport."""
-        made = _Adopt(protocol)
-        self.disconnected = True
-        self.reactor.adoptStreamConnection(self.fileno(), self.socket.family, made)
-        self.socket.close()
-        return protocol.transport
-
-    def readConnectionLost(self, reason: Failure) -> None:
-        self.protocol.readConnectionLost()
-
-    def writeConnectionLost(self, reason: Failure) -> None:
-        """Part of ``IHalfCloseableDescriptor``; our side is ended by the relay itself."""
-
-    def connectionLost(self, reason: Failure) -> None:
-        if not self.disconnected:
-            self.disconnected = True
-            self.stopReading()
-            self.stopWriting()
-            self._close(reason)
-
-    def _close(self, reason: Failure) -> None:
-        protocol, self.protocol = self.protocol, None
-        if protocol is not None:
-            self.socket.close()
-            protocol.connectionLost(reason)
-
-    def getHandle(self) -> socket.socket:
-        return self.socket
-
-    def getPeer(self) -> Any:
-        return _address(self.family, self.socket.getpeername())
-
-    def logPrefix(self) -> str:
-        return "relay"
-
-
-def _address(family: int, name: Any) -> Any:
-    if family == _AF_UNIX:
-        return UNIXAddress(name or None)
-    return (IPv6Address if family == socket.AF_INET6 else IPv4Address)("TCP", *name)
-
-
 def possible(a: Any, b: Any) -> bool:
     """Whether the relay can take both sockets over: plain ones, of one fd reactor, with nothing special queued."""
     return (
@@ -329,7 +193,7 @@ class SocketEndpoint(RelayEndpoint):
         super().makeConnection(transport)
         self._sock = transport.socket
         family = transport.family if isinstance(transport, RawSocket) else transport.socket.family
-        self._unix = family == _AF_UNIX
+        self._unix = family == AF_UNIX
         transport.pauseProducing()
         # whoever filled the transport until now is not asked for more
         transport.producer = None
@@ -399,7 +263,7 @@ class SocketEndpoint(RelayEndpoint):
         """See `RelayEndpoint`; also undoes the ring of references between transport and end."""
         transport = self.transport
         if isinstance(transport, RawSocket):
-            transport.doRead = transport.doWrite = _nothing
+            transport.doRead = transport.doWrite = nothing
         else:
             for own in ("doRead", "doWrite"):
                 transport.__dict__.pop(own, None)

@@ -22,8 +22,8 @@ from anbox_tw.interfaces import IConnectionCreator
 from anbox_tw.network._published import PublishedSocket, check_path
 from anbox_tw.network.connections import CLOSE_GRACE_S, Connections
 from anbox_tw.network.credentials import describe_process
+from anbox_tw.network.forwarding import ForwardCreator
 from anbox_tw.network.ports import holder_of_port
-from anbox_tw.network.relaying import ForwardCreator
 from anbox_tw.network.socket_connection import SocketConnection
 from anbox_tw.network.tracked import TrackedProtocol, abort_transport
 

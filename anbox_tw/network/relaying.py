@@ -15,26 +15,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, IReactorFDSet
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol, IReactorFDSet
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from anbox_tw.errors import NetworkError
-from anbox_tw.interfaces import IConnectionCreator
 from anbox_tw.network import _relay_producer, _relay_sockets
+from anbox_tw.network._raw_socket import RawSocket
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
-from anbox_tw.network._relay_sockets import RawSocket, SocketEndpoint
 from anbox_tw.network.connections import CLOSE_GRACE_S, Connections, ITrackedConnection, next_connection_id
-from anbox_tw.network.connectors import EndpointConnector, UnixConnector
 from anbox_tw.network.tracked import abort_transport, hand_over
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 __all__ = [
-    "ForwardCreator",
     "Relay",
     "RelayCounters",
     "RelayEnd",
@@ -51,7 +48,7 @@ MAX_LEFTOVER_BYTES: Final = 1024 * 1024
 _IDLE_CHECKS: Final = 4
 
 # of `relay`, for relays that are made without it
-_DEFAULTS: Final[dict[str, Any]] = {
+DEFAULTS: Final[dict[str, Any]] = {
     "idle_timeout": None,
     "max_bytes": None,
     "max_duration": None,
@@ -507,7 +504,7 @@ def relay(
         kind = _relay_sockets.SocketEndpoint
     else:
         kind = _relay_producer.ProducerEndpoint
-    _enlist(new, registries)
+    enlist(new, registries)
     ends = kind(new), kind(new)
     ends[0].peer, ends[1].peer = ends[1], ends[0]
     new.start(*ends)
@@ -518,7 +515,7 @@ def relay(
     return new
 
 
-def _enlist(new: Relay, registries: tuple[Connections, ...]) -> None:
+def enlist(new: Relay, registries: tuple[Connections, ...]) -> None:
     for number, each in enumerate(registries):
         try:
             each.add(new)
@@ -538,137 +535,3 @@ def _reactor_of(clock: Any, other: Any) -> Any:
         if IReactorFDSet.providedBy(holder):
             return holder
     raise NetworkError("a socket can only be relayed by a reactor: give it as the clock")
-
-
-@implementer(IConnectionCreator)
-class ForwardCreator:
-    """Relays each accepted connection to a new one of a connector: a port forward.
-
-    A target that refuses, or does not answer in time, closes the accepted connection at once.
-    """
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        connector: EndpointConnector,
-        *,
-        clock: Any,
-        name: str = "forward",
-        registry: Connections | None = None,
-        **options: Any,
-    ) -> None:
-        """Make the creator.
-
-        Args:
-            connector: to the target; its retry policy says how long a caller waits.
-            clock: the reactor.
-            name: of the relays.
-            registry: where the relays are listed.
-            options: further keyword arguments of `relay`.
-        """
-        self._connector = connector
-        self._clock = clock
-        self._name = name
-        self._registry = registry
-        self._options = options
-        # what `Relay` itself takes; the rest is for `relay`, and the usual way
-        self._plain = {**_DEFAULTS, **options}
-        strategy = self._plain.pop("strategy", "auto")
-        self._quick = (
-            isinstance(connector, UnixConnector)
-            and strategy != "producer"
-            and self._plain.keys() == _DEFAULTS.keys()
-            and IReactorFDSet.providedBy(clock)
-        )
-
-    def create_connection_for(self, address: IAddress) -> IProtocol:
-        """See `IConnectionCreator`."""
-        return _Forwarded(self)
-
-    def forward_socket(self, sock: socket.socket, registry: Connections) -> bool:
-        """Relay a socket that was just accepted, without a transport of its own.
-
-        Only where the target is a UNIX socket that takes the connection at once, as they do: no waiting, no name to
-        look up.
-
-        Args:
-            sock: accepted; belongs to the relay when this returns True.
-            registry: of the listener.
-
-        Returns:
-            Whether it was done; if not, nothing has happened, and the usual way may try.
-        """
-        if not self._quick:
-            return False
-        assert isinstance(self._connector, UnixConnector)
-        target = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        if target.connect_ex(self._connector.path):
-            target.close()
-            return False
-        registries = (registry,) if self._registry is None else (registry, self._registry)
-        new = Relay(self._clock, name=self._name, registries=registries, **self._plain)
-        try:
-            _enlist(new, registries)
-        except NetworkError as error:
-            self._log.warn("{name}: {error}", name=self._name, error=error)
-            target.close()
-            return False
-        new.strategy = "sockets"
-        a, b = SocketEndpoint(new), SocketEndpoint(new)
-        a.peer, b.peer = b, a
-        new.start(a, b)
-        for end, each in ((a, sock), (b, target)):
-            raw = RawSocket(each, self._clock)
-            raw.protocol = end
-            end.makeConnection(raw)
-        b.begin(b"", False)
-        # the caller's first words are often here by now
-        a.begin(b"", False)
-        a.read_now()
-        return True
-
-    def connect(self, accepted: _Forwarded) -> None:
-        """Connect to the target and relay; logs what fails."""
-        attempt = self._connector.connect(RelayProtocol)
-        accepted.attempt = attempt
-        attempt.addCallback(self._connected, accepted)
-        attempt.addErrback(self._failed, accepted)
-
-    def _connected(self, target: RelayProtocol, accepted: _Forwarded) -> None:
-        accepted.attempt = None
-        try:
-            relay(
-                accepted,
-                target,
-                clock=self._clock,
-                name=self._name,
-                registry=self._registry,
-                **self._options,
-            )
-        except NetworkError:
-            if target.transport is not None and target.lost is None:
-                abort_transport(target.transport)
-            raise
-
-    def _failed(self, failure: Failure, accepted: _Forwarded) -> None:
-        accepted.attempt = None
-        if accepted.lost is None:
-            self._log.info("{name}: {error}", name=self._name, error=failure.getErrorMessage())
-            abort_transport(accepted.transport)
-
-
-class _Forwarded(RelayProtocol):
-    def __init__(self, creator: ForwardCreator) -> None:
-        super().__init__()
-        self._creator = creator
-        self.attempt: Deferred[Any] | None = None
-
-    def connectionMade(self) -> None:
-        super().connectionMade()
-        self._creator.connect(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        if self.attempt is not None:
-            self.attempt.cancel()
