@@ -36,7 +36,7 @@ SOCKET_GROUP = "anbox"
 ROOT_RUN_PATH = "/run/anbox/containers"
 
 NETD_SOCKET_DIR = "/run/anbox-netd"
-"""Where `anbox ndc` looks for the sockets of root's netd."""
+"""Where ``anbox ndc`` looks for the sockets of root's netd."""
 
 ISOLATIONS = ("auto", "namespaces", "plain")
 

@@ -102,7 +102,7 @@ def make_socket_directory(path: str) -> bool:
     """Make a directory for the sockets.
 
     Returns:
-        Whether it is ours to remove: it was made now, or holds nothing but what a killed daemon has left.
+        Whether it is ours to remove, because it was made now, or holds nothing but what a killed daemon has left.
 
     Raises:
         OSError: it cannot be made.

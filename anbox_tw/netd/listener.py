@@ -398,7 +398,7 @@ class FrameworkListener:
         """Run a command under its lock, and answer for it when it fails.
 
         Returns:
-            A Deferred that fires with None, always: what went wrong was answered and logged.
+            A Deferred that always fires with None; what went wrong was answered and logged.
         """
         lock = self._locks.setdefault(command.lock_name, FairLock(self._clock)) if command.lock_name else None
 

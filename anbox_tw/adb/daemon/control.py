@@ -97,7 +97,7 @@ class Sink(Protocol):
     """``sink:N``: swallows N bytes, then closes.
 
     Args:
-        argument: N.
+        argument: how many bytes, in decimal.
     """
 
     takes_buffers = True
@@ -123,7 +123,7 @@ class Source(Protocol):
     """``source:N``: sends N zero bytes, then closes.
 
     Args:
-        argument: N.
+        argument: how many bytes, in decimal.
     """
 
     transport: AdbStream
