@@ -16,11 +16,13 @@ from twisted.python.usage import UsageError
 
 from anbox_tw.adb.auth import POLICIES, Authority
 from anbox_tw.adb.daemon.adbd import AdbDaemon
+from anbox_tw.adb.daemon.announce import PAIRING, PLAIN, TLS, AnnouncementService
 from anbox_tw.adb.daemon.config import DaemonConfig
 from anbox_tw.adb.daemon.jdwp import CONTROL_NAME
 from anbox_tw.adb.daemon.service import AdbdService, PairingService
 from anbox_tw.adb.keys import AdbKeyError, load_or_generate_key
 from anbox_tw.adb.pairing import random_code
+from anbox_tw.errors import HostLacks
 from anbox_tw.network.twistd import CommandOptions, CommandService
 
 __all__ = ["Options", "makeService"]
@@ -52,7 +54,14 @@ network. Try: twistd -n anbox-adbd, then: adb connect localhost:5555 && adb shel
         ["device", None, "anbox", "ro.product.device."],
         ["packages", None, None, "Directory that 'adb install' puts packages into."],
     ]  # fmt: skip
-    optFlags = [["jdwp", None, "Listen for Java VMs on @jdwp-control, as a real device does."]]
+    optFlags = [
+        ["jdwp", None, "Listen for Java VMs on @jdwp-control, as a real device does."],
+        [
+            "mdns",
+            None,
+            "Announce the ports by mDNS; needs the extra 'mdns'. Their endpoints must be tcp:PORT.",
+        ],
+    ]
     compData = None
 
     def __init__(self) -> None:
@@ -116,6 +125,24 @@ def _guid() -> str:
     return f"adb-{socket.gethostname()}-{tail}"
 
 
+def _ports(config: Options) -> list[tuple[str, int]]:
+    """What is announced: (service type, port).
+
+    Raises:
+        UsageError: an endpoint has no port that is known before.
+    """
+    found = []
+    listed = [(PLAIN, text) for text in config["listen"]] + [(TLS, text) for text in config["tls-listen"]]
+    if config["pair-listen"]:
+        listed.append((PAIRING, config["pair-listen"]))
+    for kind, text in listed:
+        words = text.split(":")
+        if words[0] not in ("tcp", "tcp6") or len(words) < 2 or not words[1].isdigit() or words[1] == "0":
+            raise UsageError(f"--mdns: {text} is not tcp:PORT")
+        found.append((kind, int(words[1])))
+    return found
+
+
 def makeService(config: Options) -> IService:
     """Build the services.
 
@@ -144,6 +171,7 @@ def makeService(config: Options) -> IService:
         jdwp=CONTROL_NAME if config["jdwp"] else None,
         **optional,
     )
+    guid = config["guid"] or _guid()
     service = AdbdService(reactor, AdbDaemon(reactor, settings))
     for text in config["listen"]:
         service.listen(_endpoint(reactor, "listen", text))
@@ -157,9 +185,14 @@ def makeService(config: Options) -> IService:
         if config["pair-listen"]:
             code = config["pairing-code"] or random_code()
             endpoint = _endpoint(reactor, "pair-listen", config["pair-listen"])
-            guid = config["guid"] or _guid()
             PairingService(reactor, endpoint, service.daemon, key, code, guid).setServiceParent(service)
             _log.info("pairing code: {code}", code=code)
+    if config["mdns"]:
+        try:
+            announcement = AnnouncementService(reactor, guid, _ports(config), config["model"])
+        except HostLacks as error:
+            raise UsageError(str(error)) from error
+        announcement.setServiceParent(service)
     service.finish()
     root = CommandService("anbox-adbd", config, reactor)
     service.setServiceParent(root)

@@ -358,4 +358,7 @@ class AccessTests(DaemonTestCase):
         self.assertEqual(await pairing.paired, key.public)
         device = await connect_device(reactor, f"localhost:{port}", keys=[key])
         self.assertEqual((await device.shell("head -c 3000000 /dev/zero")).stdout, bytes(3000000))
+        daemon.revoke(key.public)
+        await self.assertFailure(device.shell("true"), AdbError)
         await device.close()
+        await self.assertFailure(connect_device(reactor, f"localhost:{port}", keys=[key]), DeviceOffline)

@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 
 from anbox_tw.adb.client import connect_device, pair_device
 from anbox_tw.adb.client.links import DirectLink, ILink, ServerLink
-from anbox_tw.adb.daemon import AdbDaemon, DaemonConfig
+from anbox_tw.adb.daemon import AdbDaemon, DaemonConfig, announce
 from anbox_tw.adb.keys import AdbKey
 from anbox_tw.adb.tap import Options, makeService
 from anbox_tw.adb.transport import HostTransport
@@ -51,6 +51,50 @@ class OptionTests(SynchronousTestCase):
         text = str(Options())
         for word in ("--listen", "--tls-listen", "--pair-listen", "--auth", "--root", "--packages"):
             self.assertIn(word, text)
+
+
+class AnnouncementTests(DaemonTestCase):
+    async def test_ports_are_announced_and_withdrawn(self) -> None:
+        log: list[Any] = []
+
+        class Library:
+            @staticmethod
+            def Zeroconf(**options: Any) -> Any:
+                log.append(options)
+                return Library
+
+            @staticmethod
+            def ServiceInfo(kind: str, name: str, **fields: Any) -> Any:
+                return (kind, name, fields["port"], fields["properties"])
+
+            @staticmethod
+            def register_service(info: Any) -> None:
+                log.append(info)
+
+            @staticmethod
+            def close() -> None:
+                log.append("closed")
+
+        ports = [(announce.TLS, 5), (announce.PAIRING, 6)]
+        service = announce.AnnouncementService(reactor, "adb-x", ports, "Model T", ["127.0.0.1"], Library)
+        service.startService()
+        await service.stopService()
+        properties = {"v": "1", "name": "Model T"}
+        self.assertEqual(
+            log,
+            [
+                {"interfaces": ["127.0.0.1"]},
+                ("_adb-tls-connect._tcp.local.", "adb-x._adb-tls-connect._tcp.local.", 5, properties),
+                ("_adb-tls-pairing._tcp.local.", "adb-x._adb-tls-pairing._tcp.local.", 6, properties),
+                "closed",
+            ],
+        )
+
+    def test_only_known_ports(self) -> None:
+        for endpoint in ("unix:/x", "tcp:0"):
+            options = Options()
+            options.parseOptions(["--mdns", "--listen", endpoint])
+            self.assertRaises(UsageError, makeService, options)
 
 
 class ProcessTests(DaemonTestCase):

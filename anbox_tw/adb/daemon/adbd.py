@@ -21,7 +21,7 @@ from anbox_tw.adb.daemon.packages import PackageStore
 from anbox_tw.adb.daemon.process import ChildSet
 from anbox_tw.adb.daemon.reverse import Reverses
 from anbox_tw.adb.daemon.sync import SyncStream, SyncThreads
-from anbox_tw.adb.keys import AdbKey
+from anbox_tw.adb.keys import AdbKey, PublicKey
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.adb.transport import AdbTransport, DeviceTransport
 from anbox_tw.errors import AdbError
@@ -220,6 +220,13 @@ class AdbDaemon:
 
     def _dev_raw(self, argument: str, _stream: AdbStream) -> Answer:
         return sockets.DeviceFile(self.reactor, argument, raw=True)
+
+    def revoke(self, key: PublicKey) -> None:
+        """Forget a key and end the connections that came in with it."""
+        self.config.authority.revoke(key)
+        for transport in list(self.transports):
+            if transport.peer_public_key == key:
+                transport.abort("the host's key is not allowed any more")
 
     def stop(self) -> Deferred[None]:
         """End every connection and child; fires when they are gone."""
