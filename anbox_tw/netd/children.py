@@ -217,11 +217,11 @@ class DaemonChild(ProcessProtocol):
             self._log.warn(
                 "{name} ended: {why}; {tail}", name=self.name, why=reason.getErrorMessage(), tail=self.tail
             )
+        if self._on_exit is not None:
+            self._on_exit(self)
         ended, self._ended = self._ended, []
         for waiter in ended:
             waiter.callback(None)
-        if self._on_exit is not None:
-            self._on_exit(self)
 
     def stop(self) -> Deferred[None]:
         """SIGTERM, then SIGKILL; fires when it is gone."""

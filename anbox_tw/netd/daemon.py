@@ -214,6 +214,7 @@ class Netd(Service):
             AlreadyRunning: another daemon has the sockets.
             NetworkError: a socket cannot be made.
         """
+        self._stopping = None
         try:
             self._start()
         except BaseException:

@@ -55,6 +55,10 @@ SERVER = """
             q = message.queries[0]
             print(q.name.name.decode(), q.type, address[0] if address else "tcp", flush=True)
             return server.DNSServerFactory.handleQuery(self, message, protocol, address)
+        def sendReply(self, protocol, message, address):
+            if address is not None and message.queries[0].name.name.startswith(b"big"):
+                message.trunc, message.answers = 1, []
+            return server.DNSServerFactory.sendReply(self, protocol, message, address)
     f = Factory([Zone(), Reverse()])
     reactor.listenUDP(53, dns.DNSDatagramProtocol(f), interface=sys.argv[1])
     reactor.listenTCP(53, f, interface=sys.argv[1])
@@ -182,7 +186,7 @@ class DnsTests(DaemonTestCase):
         # an answer too large for UDP
         code, entries = await self.ask("getaddrinfo big.example.org ^ 0 2 1 0 100")
         self.assertEqual((code, len(entries)), (222, 300))
-        self.assertTrue(any("tcp" in line or line.count("big.") for line in self.asked(server)))
+        self.assertIn("big.example.org 1 tcp", self.asked(server))
         # numbers need nobody
         self.assertEqual(
             (await self.ask("getaddrinfo 1.2.3.4 53 4 0 2 0 0"))[1],

@@ -292,6 +292,26 @@ class BandwidthTests(PacketCase):
             await self.expect(line, reply)
         self.assertEqual([each for each in self.ns.nft() if "rule" in each], [])
 
+    async def test_names_that_nft_would_not_write_bare(self) -> None:
+        before = self.ns.state()
+        await self.start()
+        for line, reply in (
+            ("bandwidth setiquota eth0.5 1000", OK_BW),
+            ("bandwidth setinterfacealert eth0.5 10", OK_BW),
+            ("bandwidth setiquota 4a-b:c_d 2000", OK_BW),
+            ("bandwidth getiquota eth0.5", "220 1000"),
+            ("bandwidth getiquota 4a-b:c_d", "220 2000"),
+            ("nat enable eth0.5 4a-b:c_d 0", "200 Nat operation succeeded"),
+            ("bandwidth gts eth0.5 4a-b:c_d", "221 eth0.5 4a-b:c_d 0 0 0 0"),
+            ("idletimer add eth0.5 5 1", "200 Add success"),
+            ("firewall enable whitelist", OK_FW),
+            ("firewall set_interface_rule 4a-b:c_d allow", OK_FW),
+            ("bandwidth removeiquota eth0.5", OK_BW),
+        ):
+            await self.expect(line, reply)
+        await self.stop()
+        self.assertEqual(self.ns.state(), before)
+
     async def test_alerts_and_quotas_by_traffic(self) -> None:
         other = self.cable()
         self.serve(other)
