@@ -231,7 +231,7 @@ class ImageMounter:
             options = "ro,loop,noload" if image.kind == "ext4" else "ro,loop"
             entry = record_mount(journal, target)
             result = await self._commands.run(
-                ["mount", "-t", image.kind, "-o", options, "--", image.path, target],
+                ["mount", "--no-mtab", "-t", image.kind, "-o", options, "--", image.path, target],
                 timeout=IMAGE_MOUNT_TIMEOUT_S,
             )
             if result.ok:

@@ -196,7 +196,8 @@ class Staging:
             DiagnosedError: it failed.
         """
         entry = record_mount(self.journal, target)
-        result = await self.commands.run(["mount", "--no-canonicalize", *arguments, target])
+        # --no-mtab: otherwise mount(8) makes /run/mount where there is none, and leaves it
+        result = await self.commands.run(["mount", "--no-mtab", "--no-canonicalize", *arguments, target])
         if not result.ok:
             self.journal.done(entry)
             result.require(code, f"{what} could not be mounted")

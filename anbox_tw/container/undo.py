@@ -185,7 +185,8 @@ async def _undo_mount(args: Mapping[str, Any], context: UndoContext) -> None:
         if fuse and os.geteuid() != 0 and fusermount is not None:
             argv = [fusermount, "-u", "--", target]
         else:
-            argv = ["umount", "--no-canonicalize", "--", target]
+            # --no-mtab: otherwise umount(8) makes /run/mount where there is none, and leaves it
+            argv = ["umount", "--no-mtab", "--no-canonicalize", "--", target]
         tries += 1
         if tries > BUSY_TRIES:
             # Whoever is still in there keeps the file system, but not under our name.

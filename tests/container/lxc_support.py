@@ -221,6 +221,7 @@ def look_at(specs: list[ContainerSpec], bridge: str) -> dict[str, Any]:
         "loops": sorted(line for line in run("losetup", "-a").splitlines() if "android.img" in line),
         "forward": read("/proc/sys/net/ipv4/ip_forward"),
         "bridge": bridge,
+        "mtab": os.path.exists("/run/mount"),
     }
     for spec in specs:
         key = container_key(spec)
