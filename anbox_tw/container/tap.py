@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import zlib
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -174,9 +175,11 @@ class _Root(CommandService):
             if not os.path.isdir(paths.root):
                 os.mkdir(paths.root, 0o700)
         run_path = ROOT_RUN_PATH if paths is None else f"{paths.root}/containers"
-        data_path = os.path.abspath(
-            options["data-path"] or (paths or RuntimePaths("/run")).data_path(privileged=root)
-        )
+        usual = (paths or RuntimePaths("/run")).data_path(privileged=root)
+        data_path = os.path.abspath(options["data-path"] or usual)
+        if data_path != usual:
+            # Two managers with data of their own may each have an instance of the same name.
+            run_path += f"-{zlib.crc32(os.fsencode(data_path)):08x}"
         backend = options["backend"] or default_backend(root)
         settings = ManagerSettings(
             data_path=data_path,

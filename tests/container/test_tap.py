@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.application.service import IServiceMaker
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.internet.task import deferLater
@@ -265,6 +265,18 @@ class CommandTests(CommandTestCase):
                 break
             await deferLater(reactor, 0.05)
         self.assertEqual((await watcher.container_info("work"))["state"], "stopped")
+
+    async def test_two_managers_with_an_instance_of_the_same_name(self) -> None:
+        self.run_command()
+        self.run_command(f"--socket={self.base}/other", f"--data-path={self.base}/other-data")
+        retry = RetryPolicy(first_delay=0.05, max_delay=0.2, deadline=20)
+        other = await connect(reactor, f"{self.base}/other", retry=retry)
+        self.addCleanup(other.close)
+        client = await self.client()
+        await gatherResults([one.start_container(init=["/bin/sleep", "1000"]) for one in (client, other)])
+        await client.stop_container()
+        self.assertEqual((await other.container_info())["state"], "running")
+        self.assertTrue(os.path.exists(f"/proc/{(await other.container_info())['pid']}"))
 
     async def test_starts_that_fail_say_why_and_with_which_code(self) -> None:
         with open(f"{self.base}/file", "w"):
