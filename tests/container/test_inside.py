@@ -179,6 +179,33 @@ class StepTests(SynchronousTestCase):
         self.assertEqual(_children(child.pid), [])
 
 
+class LightTests(SynchronousTestCase):
+    def test_the_launcher_imports_nothing_but_the_standard_library_and_itself(self) -> None:
+        """It lives as long as the container, beside every container, and starts before each."""
+        script = "import sys; import anbox_tw.container._launch; print(*sys.modules)"
+        result = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        roots = {name.partition(".")[0] for name in result.stdout.split()}
+        self.assertIn("anbox_tw", roots)
+        ours = sorted(name for name in result.stdout.split() if name.startswith("anbox_tw"))
+        for name in ("twisted", "zope", "attr", "attrs", "automat"):
+            self.assertNotIn(name, roots)
+        self.assertEqual(
+            ours,
+            ["anbox_tw", *(f"anbox_tw.{n}" for n in ("_version", "container"))]
+            + [
+                f"anbox_tw.container.{n}"
+                for n in ("_landlock", "_launch", "_logfile", "_namespaces", "_syscalls")
+            ],
+        )
+
+
 class LogFileTests(SynchronousTestCase):
     def test_it_is_begun_anew_and_rotated(self) -> None:
         path = os.path.abspath(self.mktemp())
