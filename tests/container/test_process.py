@@ -176,12 +176,16 @@ class RealCase(SynchronousTestCase):
         """Run a container whose init is ``script``, until the script says it is done; info and output."""
         manager = self.manage(f"({script}) 2>&1; echo THE-END; exec sleep 1000", **options)
         info = manager.until("info")
+        self.finish(manager)
+        return info, manager.log()
+
+    def finish(self, manager: Manager) -> None:
+        """Stop the container when its init has said that it is done."""
         until = time.monotonic() + WAIT_S
         while "THE-END" not in manager.log():
             self.assertLess(time.monotonic(), until, manager.log())
             time.sleep(0.01)
         manager.stop()
-        return info, manager.log()
 
 
 class NamespacedTests(RealCase):
@@ -351,9 +355,9 @@ class DetailTests(RealCase):
             manager.stop()
 
     def test_init_is_asked_before_it_is_killed(self) -> None:
-        manager = self.manage("trap 'echo asked; exit 0' TERM; while :; do sleep 0.05; done")
+        manager = self.manage("trap 'echo asked; exit 0' TERM; echo THE-END; while :; do sleep 0.05; done")
         manager.until("info")
-        manager.stop()
+        self.finish(manager)
         self.assertIn("asked", manager.log())
 
     def test_orphans_are_reaped_and_die_with_the_container(self) -> None:
