@@ -71,7 +71,7 @@ class NetworkNamespace:
     def close(self) -> None:
         """Let the namespace go; calling this again is allowed."""
         for fd in (self._fd, self._home):
-            if fd is not None:
+            if fd is not None and fd >= 0:
                 os.close(fd)
         if self._fd is not None:
             self._fd = self._home = -1

@@ -268,7 +268,6 @@ class NetlinkSocket:
 
     def connectionLost(self, reason: object) -> None:
         # the reactor says so when the descriptor went bad
-        self._reading = False
         self.close()
 
 

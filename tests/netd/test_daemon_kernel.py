@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -173,6 +174,15 @@ class DaemonTests(DaemonTestCase):
         # stopping twice is all right
         await self.netd.stopService()
 
+    async def test_it_can_be_started_again(self) -> None:
+        netd = Netd(reactor, socket_dir=os.path.join(self.directory, "s"), dry_run=lambda line: None)
+        for _ in range(2):
+            netd.startService()
+            await netd.when_ready()
+            await self.expect("ipfwd status", "211 Forwarding disabled")
+            await netd.stopService()
+            self.assertFalse(os.path.exists(os.path.join(self.directory, "s")))
+
     async def test_dry_run(self) -> None:
         self.cable()
         before = await self.settled(self.ns)
@@ -260,6 +270,24 @@ class InheritedTests(DaemonTestCase):
         pid = str(os.getpid())
         self.assertRaises(ConfigError, inherited_sockets, {"LISTEN_PID": pid, "LISTEN_FDS": "x"})
         self.assertEqual(inherited_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}), {})
+
+    def test_systemd(self) -> None:
+        from anbox_tw.netd import daemon
+
+        first, second = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        self.addCleanup(first.close)
+        self.addCleanup(second.close)
+        # systemd's are next to each other
+        start = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, 300)
+        self.addCleanup(os.close, start)
+        following = fcntl.fcntl(second, fcntl.F_DUPFD_CLOEXEC, start + 1)
+        self.addCleanup(os.close, following)
+        self.assertEqual(following, start + 1)
+        self.patch(daemon, "_SD_LISTEN_FDS_START", start)
+        base = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+        self.assertEqual(inherited_sockets(base), {"netd": start, "dnsproxyd": start + 1})
+        named = {**base, "LISTEN_FDNAMES": "anbox-fwmarkd.socket:mdns"}
+        self.assertEqual(inherited_sockets(named), {"fwmarkd": start, "mdns": start + 1})
 
     async def test_an_adopted_socket_that_init_has_only_bound(self) -> None:
         path = os.path.join(self.directory, "given")
