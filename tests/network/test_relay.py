@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -520,6 +521,84 @@ class SocketsTcpUnixTests(Behaviour, RelayTestCase):
         before = len(os.listdir("/proc/self/fd"))
         self.assertIsNone(_relay_sockets.pipes.take())
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    async def start_bulk(self, pair: Pair) -> Deferred[Any]:
+        """Send until something ends it, and return when it goes through a pipe; the Deferred fires with the error."""
+
+        def send() -> Exception | None:
+            try:
+                for _ in range(20_000):
+                    pair.a.sendall(b"b" * 65536)
+            except OSError as error:
+                return error
+            return None
+
+        def drain() -> None:
+            while _relay_sockets.pipes.in_use == 0:
+                read_exactly(pair.b, 200_000)
+
+        sending: Deferred[Any] = deferToThread(send)
+        await deferToThread(drain)
+        return sending
+
+    async def test_source_is_reset_in_bulk(self) -> None:
+        pair = self.make()
+        sending = await self.start_bulk(pair)
+        pair.a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # the thread may be in a send: a shutdown ends that, and then the close resets
+        pair.a.shutdown(socket.SHUT_RDWR)
+        await sending
+        reset(pair.a)
+        draining = deferToThread(self.drain_to_the_end, pair.b)
+        await pair.relay.when_done()
+        await draining
+        self.assertEqual(_relay_sockets.pipes.in_use, 0)
+
+    @staticmethod
+    def drain_to_the_end(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while sock.recv(1 << 20):
+                pass
+        # whether the relay saw the end or the reset first is the kernel's choice; after an end it waits for ours
+        sock.close()
+
+    async def test_target_dies_in_bulk(self) -> None:
+        for stuck in (False, True):
+            pair = self.make()
+            sending = await self.start_bulk(pair)
+            if stuck:
+                # the pipe is full and waits for the target
+                taken = -1
+                while taken != pair.relay.counters.total:
+                    taken = pair.relay.counters.total
+                    await deferLater(self.reactor, 0.05)
+            pair.b.close()
+            self.assertIsInstance(await sending, (BrokenPipeError, ConnectionResetError))
+            result = await pair.relay.when_done()
+            self.assertEqual((result.end, result.side), (RelayEnd.RESET, "b"))
+            self.assertEqual(_relay_sockets.pipes.in_use, 0)
+
+    async def test_target_dies_with_a_dose_pending(self) -> None:
+        """From UNIX to TCP nothing is spliced; the dose that the target did not take goes with it."""
+        pair = self.make()
+
+        def send() -> Exception | None:
+            try:
+                for _ in range(2000):
+                    pair.b.sendall(b"b" * 65536)
+            except OSError as error:
+                return error
+            return None
+
+        sending = deferToThread(send)
+        taken = -1
+        while taken != pair.relay.counters.total:
+            taken = pair.relay.counters.total
+            await deferLater(self.reactor, 0.05)
+        reset(pair.a)
+        self.assertIsInstance(await sending, (BrokenPipeError, ConnectionResetError))
+        result = await pair.relay.when_done()
+        self.assertEqual((result.end, result.side), (RelayEnd.RESET, "a"))
 
     async def test_aborted_in_bulk(self) -> None:
         """What a lost target did not take never reaches another stream."""
