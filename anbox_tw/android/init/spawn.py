@@ -47,6 +47,8 @@ _IOPRIO_SET = {
 }
 """``__NR_ioprio_set``: the C library has no wrapper."""
 
+_PR_SET_PDEATHSIG = 1
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,6 +83,7 @@ class Launch:
         limits: resource limits to set first.
         seclabel: SELinux label to run under, or empty.
         strict: what the kernel refuses ends the child, as on Android; otherwise it is reported and left out.
+        parent: the child ends with this process, which forks it.
     """
 
     argv: Sequence[str]
@@ -98,6 +101,7 @@ class Launch:
     limits: Sequence[tuple[int, int, int]] = field(factory=list)
     seclabel: str = ""
     strict: bool = True
+    parent: int = field(factory=os.getpid)
 
 
 def launch(plan: Launch) -> tuple[int, int]:
@@ -229,6 +233,10 @@ def _child(
             except OSError as error:
                 # no SELinux, no labels: nothing is less safe than the host already is
                 refused(f"seclabel {plan.seclabel}", error, always_go_on=True)
+        # when process 1 of Android dies, all die with it; set last, for a change of user takes it away
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != plan.parent:
+            os._exit(EXIT_CANNOT_START)
         _keep_only(sockets, write)
         try:
             os.execve(plan.argv[0], list(plan.argv), environment)  # noqa: S606  # that is what init does

@@ -540,6 +540,38 @@ class PidOneTests(InitCase):
         self.assertIn("images are mounted by its backend", process.stderr)
         self.assertEqual(os.listdir(mounted), [])  # it was mounted in there only
 
+    def test_its_services_end_with_an_init_that_is_killed_and_the_next_one_begins_afresh(self) -> None:
+        program = self.compile()
+        path = self.directory / "a.rc"
+        path.write_text(
+            f"on boot\n start echo\nservice echo {program}\n user nobody\n socket echo stream 666\n"
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "anbox_tw.android.init",
+            "--rc",
+            str(path),
+            "--socket-dir",
+            str(self.sockets),
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        pids = []
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+            with self.connect_echo() as sock:
+                pids.append(int(sock.recv(100)))
+            process.send_signal(number)
+            process.wait(40)
+            deadline = time.monotonic() + 40
+            while _alive(pids[-1]):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+        self.assertNotEqual(pids[0], pids[1])
+        self.assertEqual(os.listdir(self.sockets), [])  # the first one's directory stays, for it was killed
+
     def test_wrong_options(self) -> None:
         command = [sys.executable, "-m", "anbox_tw.android.init"]
         for words, said in (([], "at least one --rc"), (["--rc", "/no/such"], "no such file"), (["--rc", "/", "--grants", "x"], "strict"),
