@@ -261,7 +261,7 @@ class AndroidServerEndpoint:
                 refused = bind_path(sock, self._path, mode=self._mode, uid=self._uid, gid=self._gid)
                 made = _FileIdentity.of(self._path)
                 if refused:
-                    raise refused[0]
+                    raise refused[0][1]
             else:
                 sock.bind(self._path)
             if self.type_name != "dgram":

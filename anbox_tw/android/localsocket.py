@@ -115,7 +115,7 @@ def remove_stale(path: bytes | str) -> None:
 
 def bind_path(
     sock: socket.socket, path: bytes, *, mode: int | None = None, uid: int = -1, gid: int = -1
-) -> list[OSError]:
+) -> list[tuple[str, OSError]]:
     """Bind ``sock`` to a file in the order init uses: stale file away, bind under umask 077, owner, mode.
 
     Args:
@@ -126,7 +126,7 @@ def bind_path(
         gid: group, or -1 to keep it.
 
     Returns:
-        What the kernel refused of owner and mode (the caller decides whether that is fatal).
+        What the kernel refused, ``owner`` or ``mode``, and why (the caller decides whether that is fatal).
 
     Raises:
         AddressError: something that is no socket is in the way.
@@ -140,17 +140,17 @@ def bind_path(
     finally:
         if before is not None:
             os.umask(before)
-    refused: list[OSError] = []
+    refused: list[tuple[str, OSError]] = []
     if uid != -1 or gid != -1:
         try:
             os.chown(path, uid, gid, follow_symlinks=False)
         except OSError as error:
-            refused.append(error)
+            refused.append(("owner", error))
     if mode is not None:
         try:
             _chmod_nofollow(path, mode)
         except OSError as error:
-            refused.append(error)
+            refused.append(("mode", error))
     return refused
 
 

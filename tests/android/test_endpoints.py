@@ -218,7 +218,9 @@ class StreamTests(EndpointCase):
             reactor, localsocket.LocalAddress(f"{self.directory}/x", Namespace.FILESYSTEM)
         )
         self.patch(
-            endpoints, "bind_path", lambda sock, path, **_: (sock.bind(path), [PermissionError("no")])[1]
+            endpoints,
+            "bind_path",
+            lambda sock, path, **_: (sock.bind(path), [("owner", PermissionError("no"))])[1],
         )
         with self.assertRaises(CannotListenError):
             await endpoint.listen(RecorderFactory())

@@ -80,7 +80,7 @@ def run_init(build: Callable[[Any, Callable[[PowerCommand], None]], InitService]
             text = str(error) if isinstance(error, AnboxError) else f"{type(error).__name__}: {error}"
             sys.stderr.write(f"init: {text}\n")
             code.append(int(error.exit_code) if isinstance(error, AnboxError) else ExitCode.FAILED)
-            reactor.stop()
+            end()  # what was begun is taken back
 
     reactor.callWhenRunning(begin)
     reactor.run()

@@ -285,8 +285,9 @@ def _make_socket(spec: SocketLaunch, plan: Launch, write: int) -> int | None:
                 # Android's chown to an id that is none fails, and the socket with it
                 return None
         failures = bind_path(sock, path, mode=spec.mode, uid=uid, gid=gid)
-        for error in failures:
-            _report(write, what, f"owner {uid}:{gid} or mode {spec.mode:o}: {error.strerror}")
+        wanted = {"owner": f"{uid}:{gid}", "mode": f"{spec.mode:o}"}
+        for part, error in failures:
+            _report(write, what, f"{part} {wanted[part]}: {error.strerror}")
         if failures and plan.strict:
             os.unlink(path)
             sock.close()
