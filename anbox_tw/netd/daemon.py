@@ -304,7 +304,7 @@ class Netd(Service):
         creators["mdns"] = self.mdns
         creators["fwmarkd"] = FwmarkListener(self.controllers.networks, clock=self._reactor)
         # commands that come while leftovers are removed wait for that
-        let_go = self.commands.hold("netd", "bandwidth", "firewall")
+        let_go = self.commands.hold("netd", "firewall")
         self._make_directory()
         for name in SOCKETS:
             if name in self._wanted:

@@ -101,7 +101,7 @@ class FrameworkCommand:
     """
 
     name = ""
-    # netd runs every command under one lock, except bandwidth and firewall, which have their own
+    # netd runs every command under one lock, except firewall (and in the original bandwidth), which has its own
     # (system/netd/server/LockingFrameworkCommand.h)
     lock_name = "netd"
 

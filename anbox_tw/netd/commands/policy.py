@@ -68,8 +68,9 @@ _BANDWIDTH_USAGE: Final = {
 class BandwidthCommand(NetdCommand):
     """``bandwidth``: quotas, alerts, apps, tether counters."""
 
+    # The original gives bandwidth a lock of its own, and `nat` changes the alerts under another: two changes of one
+    # state could then meet. Here both are under the common lock.
     name = "bandwidth"
-    lock_name = "bandwidth"
 
     async def run(self, request: Request) -> None:
         words = request.arguments
