@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from anbox_tw.network._raw_socket import AF_UNIX, RawSocket, nothing
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
@@ -153,6 +155,74 @@ def _plain(transport: Any) -> bool:
     )
 
 
+@implementer(IReadDescriptor)
+class _ResetWatch:
+    """Sees the reset of TCP sockets whose end was read: nothing else is waited for from them.
+
+    A reactor can only be asked for reading or writing, and an ended socket is always readable. These sockets are in an
+    epoll of their own, for no event but the loss, and that epoll is what the reactor reads. It exists while there are any.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._epoll = select.epoll()
+        self._ends: dict[int, SocketEndpoint] = {}
+        self._fds: dict[SocketEndpoint, int] = {}
+
+    def fileno(self) -> int:
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def add(self, end: SocketEndpoint) -> None:
+        if not self._ends:
+            self._reactor.addReader(self)
+        fd = end.fileno()
+        self._ends[fd] = end
+        self._fds[end] = fd
+        # ERR and HUP are always reported
+        self._epoll.register(fd, 0)
+
+    def remove(self, end: SocketEndpoint) -> None:
+        # the socket is closed by now and has forgotten its number
+        fd = self._fds.pop(end, None)
+        if fd is None:
+            return
+        del self._ends[fd]
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            # closed already, which took it out
+            pass
+        if not self._ends:
+            self._reactor.removeReader(self)
+            del _watches[id(self._reactor)]
+            self._epoll.close()
+
+    def doRead(self) -> None:
+        for fd, _ in self._epoll.poll(0, _ROUNDS):
+            end = self._ends.get(fd)
+            if end is not None:
+                end.transport.connectionLost(Failure(CONNECTION_LOST))
+                if self._epoll.closed:
+                    return
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor drops what it reads, at its end."""
+
+    def logPrefix(self) -> str:
+        return "relays"
+
+
+# by the id of the reactor; one is taken out when its last socket goes
+_watches: dict[int, _ResetWatch] = {}
+
+
+def _watch_of(reactor: Any) -> _ResetWatch:
+    watch = _watches.get(id(reactor))
+    if watch is None:
+        watch = _watches[id(reactor)] = _ResetWatch(reactor)
+    return watch
+
+
 class _SocketDirection(Direction):
     """A direction between sockets.
 
@@ -199,6 +269,10 @@ class SocketEndpoint(RelayEndpoint):
         transport.producer = None
         transport.doRead = self._do_read
         transport.doWrite = self._do_write
+
+    def fileno(self) -> int:
+        """The socket's descriptor, -1 when it is closed."""
+        return self._sock.fileno()
 
     def begin(self, leftover: bytes, ended: bool) -> None:
         """See `RelayEndpoint`."""
@@ -262,6 +336,9 @@ class SocketEndpoint(RelayEndpoint):
     def release(self) -> None:
         """See `RelayEndpoint`; also undoes the ring of references between transport and end."""
         transport = self.transport
+        watch = _watches.get(id(transport.reactor)) if self.direction.eof else None
+        if watch is not None:
+            watch.remove(self)
         if isinstance(transport, RawSocket):
             transport.doRead = transport.doWrite = nothing
         else:
@@ -391,6 +468,8 @@ class SocketEndpoint(RelayEndpoint):
             self.relay.at_once = True
             self.peer._end_output()
             self.relay.at_once = False
+        if not self._unix and not self.lost and not self.relay.ending:
+            _watch_of(self.transport.reactor).add(self)
 
     # -- writing: what is pending from the peer to this socket
 

@@ -522,6 +522,21 @@ class SocketsTcpUnixTests(Behaviour, RelayTestCase):
         self.assertIsNone(_relay_sockets.pipes.take())
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
+    async def test_reset_after_the_end_is_noticed(self) -> None:
+        """A caller that has ended its side and then dies: the target that still works for it is cut off."""
+        pairs = [self.make() for _ in range(3)]
+        for pair in pairs:
+            pair.a.sendall(b"request")
+            pair.a.shutdown(socket.SHUT_WR)
+            self.assertEqual(await deferToThread(read_all, pair.b), b"request")
+        for pair in pairs:
+            reset(pair.a)
+            result = await pair.relay.when_done()
+            self.assertEqual((result.end, result.side), (RelayEnd.RESET, "a"))
+            with self.assertRaises(BrokenPipeError):
+                pair.b.sendall(b"too late")
+        self.assertEqual(_relay_sockets._watches, {})
+
     async def start_bulk(self, pair: Pair) -> Deferred[Any]:
         """Send until something ends it, and return when it goes through a pipe; the Deferred fires with the error."""
 
