@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,8 @@ def main() -> None:
     )
     parser.add_argument("--no-save", action="store_true", help="print only")
     arguments = parser.parse_args()
+    # ended from outside, the relays and servers end too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     scale = QUICK if arguments.quick else FULL
     if arguments.rounds:
         scale = attrs.evolve(scale, rounds=arguments.rounds)
