@@ -30,7 +30,15 @@ from anbox_tw.adb.keys import AdbKey, AdbKeyError, PublicKey
 from anbox_tw.adb.tls import EXPORTER_LABEL, ClientTls, ServerTls
 from anbox_tw.errors import AdbError, AnboxError, PeerError, TimedOut
 
-__all__ = ["Cipher", "PairingFailed", "PairingServer", "PairingSession", "pair", "random_code"]
+__all__ = [
+    "Cipher",
+    "PairingFailed",
+    "PairingNotStarted",
+    "PairingServer",
+    "PairingSession",
+    "pair",
+    "random_code",
+]
 
 VERSION = 1
 SPAKE2_MSG = 0
@@ -55,6 +63,10 @@ _INFO = b"adb pairing_auth aes-128-gcm key"
 
 class PairingFailed(AdbError):
     """The two sides did not pair: a wrong code, as a rule."""
+
+
+class PairingNotStarted(PairingFailed):
+    """Nobody listens where the device should wait for a code."""
 
 
 def random_code() -> str:
@@ -235,7 +247,8 @@ async def pair(clock: IReactorTime, endpoint: IStreamClientEndpoint, code: str, 
         The device's GUID.
 
     Raises:
-        PairingFailed: the code is wrong, or nobody pairs there.
+        PairingNotStarted: nobody listens there.
+        PairingFailed: the code is wrong, or the device does not say who it is.
         TimedOut: it took too long.
     """
     protocol = _PairingProtocol(
@@ -251,8 +264,10 @@ async def pair(clock: IReactorTime, endpoint: IStreamClientEndpoint, code: str, 
     except Exception as error:
         protocol.done.addErrback(lambda _: None)
         protocol._fail(PairingFailed("cannot connect"))
-        raise PairingFailed(f"Unable to start pairing client: {error}") from error
-    _kind, guid = await protocol.done
+        raise PairingNotStarted(f"Unable to start pairing client: {error}") from error
+    kind, guid = await protocol.done
+    if kind != DEVICE_GUID or not guid:
+        raise PairingFailed("the device did not say its GUID")
     return guid
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-__all__ = ["DeviceEntry", "device_list", "device_list_text", "message"]
+__all__ = ["DeviceEntry", "device_list", "device_list_text", "embedded", "message"]
 
 STATES = {
     "connecting": 1,
@@ -60,6 +60,43 @@ def message(fields: Iterable[tuple[int, str | bytes | int | bool]]) -> bytes:
             data = value.encode("utf-8", "replace") if isinstance(value, str) else value
             out += _varint(number << 3 | 2) + _varint(len(data)) + data
     return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("no varint")
+
+
+def embedded(data: bytes, number: int) -> Iterator[bytes]:
+    """The values of a field of bytes, text or messages; ends where the data is no message."""
+    at = 0
+    skip = {1: 8, 5: 4}
+    try:
+        while at < len(data):
+            tag, at = _read_varint(data, at)
+            kind = tag & 7
+            if kind == 2:
+                size, at = _read_varint(data, at)
+                if size > len(data) - at:
+                    return
+                if tag >> 3 == number:
+                    yield data[at : at + size]
+                at += size
+            elif kind == 0:
+                _, at = _read_varint(data, at)
+            elif kind in skip:
+                at += skip[kind]
+            else:
+                return
+    except ValueError:
+        return
 
 
 def device_list(entries: Iterable[DeviceEntry]) -> bytes:

@@ -40,6 +40,7 @@ class Device:
         serial: as listings show it.
         transport: the connection, or ``None`` while there is none.
         emulator_port: the ADB port of an emulator, or ``None``.
+        endpoint: where it is connected, and connected again.
         reverses: what the device may open towards us: its own listener to our target.
         gone: the device has been removed from the registry.
     """
@@ -52,6 +53,7 @@ class Device:
         self.serial = serial
         self.emulator_port = emulator_port
         self.transport: HostTransport | None = None
+        self.endpoint: Any = None
         self.reverses: dict[str, str] = {}
         self.gone = False
         self._last_banner = Banner()

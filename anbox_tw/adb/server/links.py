@@ -41,8 +41,12 @@ EMULATOR_TIMEOUT_S = 5
 KEEPALIVE = True
 
 
-def split_address(address: str) -> tuple[str, int]:
+def split_address(address: str, default_port: int | None = DEFAULT_PORT) -> tuple[str, int]:
     """Read ``HOST[:PORT]`` or ``[V6][:PORT]``.
+
+    Args:
+        address: what a user wrote.
+        default_port: where none is in it; with ``None`` there must be one.
 
     Raises:
         RequestFailed: it is empty or the port is none.
@@ -62,7 +66,9 @@ def split_address(address: str) -> tuple[str, int]:
     if not host:
         raise RequestFailed(f"no host in '{address}'")
     if not port_text:
-        return host, DEFAULT_PORT
+        if default_port is None:
+            raise RequestFailed(f"no port in '{address}'")
+        return host, default_port
     if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text[:6]) < 65536:
         raise RequestFailed(f"bad port number '{port_text}' in '{address}'")
     return host, int(port_text)
@@ -104,23 +110,49 @@ class DeviceLinks:
         except RequestFailed as error:
             return error.cause
         serial = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return await self._connect_to(serial, host, port)
+
+    async def connect_service(self, serial: str, host: str, port: int) -> str:
+        """Connect to a device that mDNS has found; the text is as that of ``connect``.
+
+        Args:
+            serial: ``INSTANCE._adb-tls-connect._tcp``, or with another service.
+            host: its address.
+            port: the port it announces, which changes each time wireless debugging is turned on.
+        """
+        return await self._connect_to(serial, host, port)
+
+    async def _connect_to(self, serial: str, host: str, port: int) -> str:
         known = self._devices.by_serial(serial)
         if known is not None and known.transport is not None:
             return f"already connected to {serial}"
-        endpoint = HostnameEndpoint(self._reactor, host.encode(), port, timeout=CONNECT_WAIT_S)
+        try:
+            name = host.encode("ascii" if ":" in host else "idna")
+        except UnicodeError:
+            return f"failed to resolve host: '{host}': Name or service not known"
+        endpoint = HostnameEndpoint(self._reactor, name, port, timeout=CONNECT_WAIT_S)
         transport = self._make_transport()
         try:
             await self._dial(endpoint, transport)
         except (ConnectError, DNSLookupError, OSError) as error:
             return f"failed to connect to '{serial}': {_reason(error)}"
-        if known is None or known.gone:
+        # Another client, or the device's own keeper, may have been faster.
+        known = self._devices.by_serial(serial)
+        if known is not None and known.transport is not None:
+            transport.abort("connected already")
+            return f"already connected to {serial}"
+        if self._stopped:
+            transport.abort("the server ends")
+            return f"failed to connect to {serial}"
+        if known is None:
             try:
                 known = self._devices.add(serial)
             except RequestFailed as error:
                 transport.abort(error.cause)
                 return error.cause
         self._adopt(known, transport)
-        self._keep(known, endpoint, FIRST_RECONNECT_S, RECONNECT_S, RECONNECT_ATTEMPTS)
+        known.endpoint = endpoint
+        self._keep(known, FIRST_RECONNECT_S, RECONNECT_S, RECONNECT_ATTEMPTS)
         return await self._outcome(known, transport)
 
     async def _outcome(self, device: Device, transport: HostTransport) -> str:
@@ -202,7 +234,8 @@ class DeviceLinks:
             transport.abort(error.cause)
             return error.cause
         self._adopt(device, transport)
-        self._keep(device, endpoint, EMULATOR_RETRY_S, EMULATOR_RETRY_S, EMULATOR_ATTEMPTS)
+        device.endpoint = endpoint
+        self._keep(device, EMULATOR_RETRY_S, EMULATOR_RETRY_S, EMULATOR_ATTEMPTS)
         return None
 
     async def _dial(self, endpoint: Any, protocol: Protocol) -> None:
@@ -234,10 +267,10 @@ class DeviceLinks:
             raw.setTcpKeepAlive(KEEPALIVE)
         self._devices.changed()
 
-    def _keep(self, device: Device, endpoint: Any, first: float, later: float, attempts: int) -> None:
+    def _keep(self, device: Device, first: float, later: float, attempts: int) -> None:
         if device in self._keeping:
             return
-        keeping = Deferred.fromCoroutine(self._kept(device, endpoint, first, later, attempts))
+        keeping = Deferred.fromCoroutine(self._kept(device, first, later, attempts))
         self._keeping[device] = keeping
 
         def ended(failure: Any) -> None:
@@ -247,7 +280,7 @@ class DeviceLinks:
 
         keeping.addBoth(ended)
 
-    async def _kept(self, device: Device, endpoint: Any, first: float, later: float, attempts: int) -> None:
+    async def _kept(self, device: Device, first: float, later: float, attempts: int) -> None:
         """Wait for the end of the connection and make it again, until the device is removed or given up."""
         while not device.gone:
             transport = device.transport
@@ -261,15 +294,20 @@ class DeviceLinks:
                 await deferLater(self._reactor, delay)
                 if device.gone:
                     return
+                if device.transport is not None:
+                    break  # a client has connected it again
                 delay = later
                 fresh = self._make_transport()
                 try:
-                    await self._dial(endpoint, fresh)
+                    await self._dial(device.endpoint, fresh)
                 except (ConnectError, DNSLookupError, OSError):
                     continue
                 if device.gone:
                     fresh.abort("the device was removed")
                     return
+                if device.transport is not None:
+                    fresh.abort("a client has connected the device again")
+                    break
                 self._adopt(device, fresh)
                 break
             else:

@@ -43,6 +43,9 @@ class Discovery(Protocol):
     def listing(self) -> str:
         """Lines of ``INSTANCE, SERVICE, IP:PORT``, separated by tabs."""
 
+    def resolve(self, name: str) -> Any:
+        """What ``name`` means: has ``serial``, ``host`` and ``port``; ``None`` if it is no instance."""
+
 
 Pairing = Callable[[str, str], Deferred[bytes]]
 """Takes the code and ``HOST:PORT``; fires with the length-prefixed text, or ``FAIL`` and its reason."""
@@ -97,7 +100,7 @@ class AdbServer(Service):
     ) -> None:
         self.reactor = reactor
         self.max_emulators = MAX_EMULATORS
-        self.mdns = mdns
+        self.mdns: Discovery | None = mdns
         self.log_path = log_path
         self._endpoint = endpoint
         self._emulators = emulators

@@ -132,7 +132,7 @@ class HostServices:
             _proto.message(
                 (
                     (1, 3),  # UsbBackend: none that is ours
-                    (3, 4 if not mdns else 3),
+                    (3, 3 if mdns else 4),
                     (5, f"1.0.{SERVER_VERSION}"),
                     (6, f"anbox-tw {__version__}"),
                     (7, sys.executable),
@@ -224,6 +224,9 @@ class HostServices:
     async def _connect(self, argument: str, target: Target) -> bytes:
         if argument.startswith("emu:"):
             return okay(await self._connect_emulator(argument[4:]))
+        found = self._server.mdns.resolve(argument) if self._server.mdns is not None else None
+        if found is not None:
+            return okay(await self._server.links.connect_service(found.serial, found.host, found.port))
         return okay(await self._server.links.connect(argument))
 
     async def _connect_emulator(self, ports: str) -> str:

@@ -6,16 +6,23 @@ import os
 from typing import Any
 
 from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
+from twisted.logger import Logger
 from twisted.python import usage
 
 from anbox_tw.adb.keys import AdbKey, AdbKeyError, load_user_keys
 from anbox_tw.adb.server._targets import parse_id
+from anbox_tw.adb.server.discovery import PAIRING, MdnsDiscovery, auto_connected
+from anbox_tw.adb.server.known_hosts import KnownHosts, default_known_hosts_path
+from anbox_tw.adb.server.pairing import Pairer
 from anbox_tw.adb.server.server import AdbServer, emulator_ports
+from anbox_tw.errors import HostLacks
 
 __all__ = ["Options", "makeService"]
 
 DEFAULT_PORT = 5037
+_log = Logger()
 
 
 def default_endpoint(environment: dict[str, str]) -> str:
@@ -61,7 +68,12 @@ class Options(usage.Options):
     ]
     optFlags = [
         ["no-emulators", None, "Do not look for emulators at the start (as ADB_EMU=0)."],
-        ["no-keys", None, "Use no keys: devices that ask for authentication stay unauthorized."],
+        ["no-mdns", None, "Do not look for devices by mDNS (as ADB_MDNS=0); looking needs the extra 'mdns'."],
+        [
+            "no-keys",
+            None,
+            "Use no keys: devices that ask for authentication stay unauthorized, and none can be paired.",
+        ],
     ]
 
     def postOptions(self) -> None:
@@ -93,13 +105,47 @@ def makeService(config: Options) -> IService:
             raise usage.UsageError(str(error)) from error
     parent = MultiService()
     ports = range(0) if config["no-emulators"] else emulator_ports()
+    known_hosts = KnownHosts(default_known_hosts_path())
+    discovery: MdnsDiscovery | None = None
+    if not config["no-mdns"] and os.environ.get("ADB_MDNS") != "0":
+        try:
+            discovery = MdnsDiscovery(
+                reactor,
+                known_hosts,
+                lambda serial, host, port: Deferred.fromCoroutine(
+                    server.links.connect_service(serial, host, port)
+                ),
+                services=auto_connected(),
+            )
+        except HostLacks as error:
+            _log.info("{error}: devices are not looked for", error=error)
+    pairer = _pairer(reactor, keys, known_hosts, discovery)
     server = AdbServer(
         reactor,
         endpoint,
         keys=keys,
+        pairing=pairer,
+        mdns=discovery,
         emulators=ports,
         emulator_host=config["emulator-host"],
         on_kill=reactor.stop,
     )
+    if discovery is not None:
+        discovery.setServiceParent(parent)
     server.setServiceParent(parent)
     return parent
+
+
+def _pairer(
+    reactor: Any, keys: list[AdbKey], known_hosts: KnownHosts, discovery: MdnsDiscovery | None
+) -> Pairer | None:
+    if not keys:
+        return None
+    if discovery is None:
+        return Pairer(reactor, keys[0], known_hosts)
+
+    def resolve(name: str) -> tuple[str, int] | None:
+        found = discovery.resolve(name, (PAIRING,))
+        return None if found is None else (found.host, found.port)
+
+    return Pairer(reactor, keys[0], known_hosts, resolve, discovery.paired)
