@@ -75,7 +75,8 @@ def main() -> int:
     if require_all and not prefix:
         print("anbox-tw: ANBOX_TW_REQUIRE_ALL=1 needs root and network namespaces", file=sys.stderr)
         return 1
-    work = Path(tempfile.mkdtemp(prefix="anbox-tw-suite-"))
+    # Short names: tests bind UNIX sockets below it, and the kernel takes paths of 107 bytes.
+    work = Path(tempfile.mkdtemp(prefix="ats-"))
     environment = dict(
         os.environ, COVERAGE_FILE=str(work / "coverage"), COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml")
     )
@@ -100,7 +101,7 @@ def main() -> int:
                     "-m",
                     "twisted.trial",
                     "--temp-directory",
-                    str(work / f"trial-{shard[0]}"),
+                    str(work / f"t{len(waiting)}"),
                     *shard,
                 ]
                 with log.open("wb") as out:

@@ -22,7 +22,7 @@ from tests.support import REPOSITORY
 
 def build(plan: dict[str, Any]) -> Any:
     sys_.unshare(sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWNET)
-    here = os.getcwd()
+    here = os.open(".", os.O_PATH)
     kept: dict[str, Callable[..., Any]] = {}
     # All but the last step: this process must find its way back to write what it saw.
     for name in ("pivot_root", "unmount"):
@@ -31,11 +31,17 @@ def build(plan: dict[str, Any]) -> Any:
     try:
         notes = _namespaces.build_root(plan, ["mount", "uts", "net"])
     except _namespaces.Failed as error:
+        for staging in _namespaces.STAGING:
+            try:
+                kept["unmount"](staging, sys_.MNT_DETACH)
+            except OSError:
+                continue
         return {"failed": [error.code, error.what, error.why]}
     except _namespaces.Refused as error:
         return {"refused": str(error)}
     finally:
-        os.chdir(here)
+        # What is mounted over may be where we are, or where coverage puts its data.
+        os.fchdir(here)
     root = next(path for path in _namespaces.STAGING if os.path.isdir(path))
     found: dict[str, Any] = {}
     for name in plan["look"]:
@@ -46,6 +52,8 @@ def build(plan: dict[str, Any]) -> Any:
             found[name] = sorted(os.listdir(path)) if os.path.isdir(path) else "writable"
         except OSError as error:
             found[name] = error.strerror
+    os.fchdir(here)
+    kept["unmount"](root, sys_.MNT_DETACH)
     return {"notes": notes, "found": found, "hostname": socket.gethostname()}
 
 
