@@ -64,6 +64,9 @@ _MOUNT_FLAGS = {
 }
 """Words of ``mount`` to ``MS_*``."""
 
+_MAX_LIMIT = 2**63 - 1
+"""Largest ``rlim_t`` that can be handed to the kernel from here; -1 is no limit."""
+
 _LATE_DIRECTORIES = ("/system/etc/init", "/vendor/etc/init", "/odm/etc/init")
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -377,6 +380,10 @@ class Builtins:
             else not 0 <= number < 16
         ):
             raise InitError(f"there is no resource {number}")
+        for limit in (soft, hard):
+            if not -1 <= limit <= _MAX_LIMIT:
+                # kept, it would fail in the child of every service from now on
+                raise InitError(f"'{limit}' is no limit")
         self._init.limits[number] = (number, soft, hard)
 
     def _do_powerctl(self, args: list[str]) -> None:

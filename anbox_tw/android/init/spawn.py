@@ -207,7 +207,7 @@ def _child(
         for number, soft, hard in plan.limits:
             try:
                 resource.setrlimit(number, (soft, hard))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, OverflowError) as error:
                 refused(f"setrlimit {number}", error, always_go_on=True)
         _standard_streams(plan)
         with contextlib.suppress(OSError):  # the leader of a session cannot, and need not

@@ -372,8 +372,13 @@ class Init(Service):
         except (InitError, RcError, PropertyError, AddressError) as error:
             self._command_failed(command, error.cause)
             return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             self._command_failed(command, str(error))
+            return
+        except Exception as error:
+            # whatever else a command does wrong must not end the turn: init would never take another
+            self.log.failure("{name} failed", name=command.name)
+            self._command_failed(command, f"{type(error).__name__}: {error}")
             return
         if result is not None:
             self._wait_for(command, result)
@@ -510,6 +515,9 @@ class Init(Service):
         service.last_exit = describe_exit(status)
         self.log.info("Service '{name}' (pid {pid}) {how}", name=service.name, pid=pid, how=service.last_exit)
         self._event("exit", name=service.name, pid=pid, how=service.last_exit)
+        if self.stopping:
+            # a oneshot's group outlives it, but not us
+            self.kill_group(service, signal.SIGKILL)
         if service.reap():
             done = self._exec_done.pop(id(service), None)
             if done is not None:

@@ -54,8 +54,8 @@ class CodeOperations:
                 rest = path[len(prefix) :]
                 limit = max(max_subdirs, 2) if prefix == "/mnt/expand/" else max_subdirs
                 head, slash, inner = rest.partition("/")
-                if prefix == "/mnt/expand/" and not inner.startswith("app/"):
-                    # the original would take a whole volume for an application
+                if prefix == "/mnt/expand/" and not re.match("app/+[^/]", inner):
+                    # the original would take a whole volume, or all its applications, for one
                     raise OutsideRoot(f"{path!r} is no application of a volume")
                 if head.startswith(".") or inner.startswith(".") or not head:
                     raise OutsideRoot(f"invalid apk path {path!r} (trickery)")

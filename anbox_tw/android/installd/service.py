@@ -12,11 +12,12 @@ from twisted.application.service import Service
 from twisted.internet import threads
 from twisted.internet.defer import Deferred, DeferredLock, ensureDeferred, maybeDeferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IPushProducer, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
 
 from anbox_tw.android.installd._commands import RELEASES, BadArgument, parse_arguments
 from anbox_tw.android.installd._framing import MessageReader, encode_message, format_reply, split_command
@@ -59,8 +60,9 @@ DEXOPT_OTA = 64
 Reply = int | tuple[int, str]
 
 
+@implementer(IPushProducer)
 class _Client(Protocol):
-    """One connection."""
+    """One connection; it produces replies."""
 
     transport: Any
     log = Logger()
@@ -69,11 +71,27 @@ class _Client(Protocol):
         self._service = service
         self._reader = MessageReader()
         self._busy = False
+        self._unread = False
         self._timeout: Any = None
         self.gone: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
         self._service.clients.add(self)
+        self.transport.registerProducer(self, True)
+
+    def pauseProducing(self) -> None:
+        # replies pile up: no further request is read or run until the peer has taken them
+        self._unread = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._unread = False
+        if not self._busy:
+            self._busy = True
+            self._service.reactor.callLater(0, self._go_on)
+
+    def stopProducing(self) -> None:
+        """The connection is lost, and ``connectionLost`` hears of it."""
 
     def dataReceived(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -85,7 +103,7 @@ class _Client(Protocol):
 
     def _next(self) -> None:
         # a loop, not recursion: thousands of pings may lie in one read
-        while not self._busy:
+        while not (self._busy or self._unread):
             if self._timeout is not None:
                 self._timeout.cancel()
                 self._timeout = None
@@ -95,6 +113,7 @@ class _Client(Protocol):
                 self.log.warn("{cause}: connection closed", cause=error.cause)
                 # what was answered before still goes out, to a peer that reads it
                 self._busy = True
+                self.transport.unregisterProducer()
                 self.transport.loseConnection()
                 self._timeout = self._service.reactor.callLater(MESSAGE_TIMEOUT_S, self._late)
                 return

@@ -1,6 +1,8 @@
 /* A daemon as Android has them: it looks its socket up, listens, and serves one client after the other.
-   "die" ends it with status 5; "fork" leaves a child in its group; "stray" leaves one in a session of its own. */
+   "die" ends it with status 5; "fork" leaves a child in its group; "stray" leaves one in a session of its own,
+   "deaf" one in its group that ignores SIGTERM. */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,9 +31,12 @@ int main(int argc, char **argv) {
         if (write(client, buffer, size) < 0) return 4;
         while ((size = read(client, buffer, sizeof buffer)) > 0) {
             if (size >= 3 && memcmp(buffer, "die", 3) == 0) return 5;
-            if (size >= 4 && (memcmp(buffer, "fork", 4) == 0 || memcmp(buffer, "stra", 4) == 0)) {
-                int stray = buffer[0] == 's';
+            if (size >= 4 && (memcmp(buffer, "fork", 4) == 0 || memcmp(buffer, "stra", 4) == 0 ||
+                              memcmp(buffer, "deaf", 4) == 0)) {
+                int stray = buffer[0] == 's', deaf = buffer[0] == 'd';
+                if (deaf) signal(SIGTERM, SIG_IGN);
                 pid_t child = fork();
+                if (deaf && child != 0) signal(SIGTERM, SIG_DFL);
                 if (child == 0) {
                     if (stray) setsid();
                     close(client);

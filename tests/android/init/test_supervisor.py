@@ -281,6 +281,29 @@ class ActionTests(InitCase):
         )
         await init.stopService()
 
+    async def test_no_number_is_too_large_and_no_mistake_ends_the_turn(self) -> None:
+        (self.directory / "file").write_text("x")
+        huge, octal = "9" * 400, "7" * 40
+        init = self.start(
+            "on boot\n"
+            f" chmod {octal} {self.directory}/file\n mkdir {self.directory}/new {octal}\n"
+            f" wait {self.directory}/never {huge}\n setrlimit 7 {huge} {huge}\n setrlimit 7 1024 -2\n"
+            " loglevel 3\n start good\n setprop test.went on\n"
+            "service good /bin/sleep 100\n disabled\n",
+            strict=False,
+        )
+
+        def broken(_words: list[str]) -> None:
+            raise RuntimeError("a mistake of ours")
+
+        self.patch(init.builtins, "_do_loglevel", broken)
+        await self.until(lambda: init.store.get("test.went") == "on", limit=10)
+        failed = [event["command"][0] for event in self.events if event["event"] == "command-failed"]
+        self.assertEqual(failed, ["chmod", "mkdir", "wait", "setrlimit", "setrlimit", "loglevel"])
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        await self.until(lambda: Path(f"/proc/{init.services['good'].pid}/comm").read_text() == "sleep\n")
+        self.assertEqual(init.services["good"].grants, [])
+
     async def test_the_hosts_kernel_is_left_alone(self) -> None:
         init = self.start(
             "on early-init\n write /proc/sys/kernel/hostname x\n write /../proc/self/comm y\n chmod 700 /sys\n"
@@ -413,6 +436,17 @@ class LifeTests(InitCase):
         self.assertEqual((self.directory / "bye").read_text(), "bye\n")
         self.assertEqual([_alive(pid) for pid in pids], [False, False])
         self.assertIn("SIGKILL", init.services["deaf"].last_exit)
+
+    async def test_stop_ends_the_whole_group_of_a_oneshot(self) -> None:
+        program = self.compile()
+        init = self.start(
+            f"on boot\n start once\nservice once {program}\n oneshot\n disabled\n socket echo stream 666\n",
+            strict=False,
+            adopt_orphans=False,
+        )
+        _, member = await self.talk("echo", b"deaf")
+        await init.stopService()
+        await self.until(lambda: not _alive(int(member)), "the group has ended", limit=5)
 
     async def test_stop_in_the_middle_of_exec_and_wait(self) -> None:
         for command in ("exec - -- /bin/sleep 100", "wait /never 100"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -460,6 +461,16 @@ class TreeTests(ServiceCase):
             await ask(text)
         self.assertEqual(sorted(path.name for path in outside.rglob("*")), ["cache", "precious"])
 
+    async def test_all_applications_of_a_volume_are_no_package(self) -> None:
+        service = self.start()
+        package = self.expand / "volume/app/com.x-1"
+        package.mkdir(parents=True)
+        for path in ("volume", "volume/", "volume/app", "volume/app/", "volume/app//", "volume/app/."):
+            self.assertEqual(await self.ask(service, f"rmpackagedir /mnt/expand/{path}"), "-1", path)
+            self.assertTrue(package.is_dir(), path)
+        self.assertEqual(await self.ask(service, "rmpackagedir /mnt/expand/volume/app/com.x-1"), "0")
+        self.assertFalse(package.exists())
+
     async def test_a_tree_deeper_than_descriptors_allow_is_deleted(self) -> None:
         service = self.start()
         await self.ask(service, "create_app_data ! com.x 0 3 10005 default 24")
@@ -766,6 +777,49 @@ class LimitTests(ServiceCase):
             return received
 
         self.assertEqual(await self.blocking(work), 60000)
+
+    async def test_a_client_that_reads_no_replies_is_not_read_without_end(self) -> None:
+        service = self.start()
+        request, reply, most = encode_message(b"ping"), encode_message(b"0"), 400_000
+
+        def work(sock: socket.socket) -> int:
+            sock.settimeout(3)
+            block = request * 1000
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < most * len(request):
+                    sent += sock.send(block[sent % len(request) :])
+            count = sent // len(request)
+            self.assertLess(count, most)
+            left = count * len(reply)
+            while left:
+                data = sock.recv(min(left, 65536))
+                self.assertTrue(data)
+                left -= len(data)
+            # the rest of the message that was cut, and it goes on as before
+            sock.sendall((request * 2)[sent % len(request) :])
+            self.assertEqual(read_reply(sock), reply)
+            self.assertEqual(read_reply(sock), reply)
+            sock.sendall(b"\0\0")
+            self.assertEqual(sock.recv(1), b"")
+            return count
+
+        self.assertGreater(await self.blocking(work), 1000)
+        self.assertEqual(service.clients, set())
+
+    async def test_a_broken_length_behind_replies_that_wait_ends_the_connection(self) -> None:
+        service = self.start()
+
+        def work(sock: socket.socket) -> int:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.sendall(encode_message(b"ping") * 30000 + b"\0\0")
+            received = 0
+            while data := sock.recv(65536):
+                received += len(data)
+            return received
+
+        self.assertEqual(await self.blocking(work), 90000)
+        self.assertEqual(service.clients, set())
 
 
 class TapTests(ServiceCase):
