@@ -149,7 +149,7 @@ class LxcContainer:
         self.init: tuple[str, ...] = ()
         staged = staging_path(spec.run_path, self.key)
         # LXC insists that the container's root can get to its configuration.
-        reachable = not self.idmap or is_open_to_all(spec.data_path)
+        reachable = not self.idmap or is_open_to_all(spec.data_path, self.idmap.root_gid)
         self.lxcpath = f"{spec.data_path if reachable else staged}/containers"
         self._commands = Commands(backend.reactor)
         self._staging = Staging(staged, journal, self._commands, self.idmap)

@@ -89,9 +89,10 @@ class DataDirectories:
             )
         try:
             _make_path(path)
-            if not self.idmap:
-                # Its root is the host's: a set-uid program that it leaves in /data must be out of reach.
-                os.chmod(path, 0o700)
+            # A set-uid program that the guest leaves in /data must be out of all users' reach: its root is the
+            # host's, or that of every other mapped container. LXC, as a mapped root, only passes through.
+            os.chown(path, -1, self.idmap.root_gid if self.idmap else 0)
+            os.chmod(path, 0o710 if self.idmap else 0o700)
             for name, mode in (("data", 0o771), ("cache", 0o770), ("logs", 0o755)):
                 owner = (0, 0) if name == "logs" else (self.idmap.root_uid, self.idmap.root_gid)
                 with open_beneath(path, name, create=True, mode=mode, owner=owner) as directory:

@@ -31,11 +31,12 @@ FALLBACK_BASE = "/run/anbox-tw"
 MAX_BASE_RACES = 20  # instances that start just when others leave; each try loses only to one that ends
 
 
-def is_open_to_all(path: str) -> bool:
-    """Everybody may pass through every directory on the way to ``path``, itself included."""
+def is_open_to_all(path: str, gid: int = -1) -> bool:
+    """Everybody, or the group ``gid``, may pass through every directory on the way to ``path``, itself included."""
     while True:
         try:
-            if not os.stat(path).st_mode & stat.S_IXOTH:
+            status = os.stat(path)
+            if not status.st_mode & (stat.S_IXGRP if status.st_gid == gid else stat.S_IXOTH):
                 return False
         except FileNotFoundError:
             pass  # to be made by us

@@ -466,9 +466,22 @@ class SecrecyTests(LxcCase):
         staging = os.stat(f"{spec.run_path}/lxc")
         self.assertEqual((stat.S_IMODE(staging.st_mode), staging.st_gid), (0o710, 0))
         await machine.stop()
-        unprivileged = self.spec(None, init=("/bin/sleep", "100"), instance="two")
+        unprivileged = self.spec(None, init=("/bin/sleep", "100"), instance="two", owner_uid=12345)
         machine = self.machine(unprivileged)
         await machine.start()
+        # The ids of all mapped containers are the same, so a program that is set-uid to this one's root would be
+        # root of everybody's: its own owner gets to it no more than others.
+        for inside in ("data", "cache"):
+            reached = subprocess.run(
+                ["setpriv", "--reuid=12345", "--clear-groups", "stat", f"{unprivileged.data_path}/{inside}"],
+                capture_output=True,
+                check=False,
+            )
+            self.assertIn(b"Permission denied", reached.stderr)
+        # The container's root passes through all the same, also when the directory is there already.
+        self.assertIn("containers", os.listdir(unprivileged.data_path))
+        again = self.backend.create(unprivileged, machine.journal)
+        self.assertEqual(again.lxcpath, f"{unprivileged.data_path}/containers")
         staging = os.stat(f"{unprivileged.run_path}/lxc")
         self.assertEqual((stat.S_IMODE(staging.st_mode), staging.st_gid), (0o710, 100000))
 

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import stat
+import tempfile
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -276,6 +277,19 @@ class PathTests(SynchronousTestCase):
         with open(f"{self.directory}/file", "w"):
             pass
         self.assertFalse(is_open_to_all(f"{self.directory}/file/x"))
+
+    def test_a_directory_that_is_open_to_a_group(self) -> None:
+        # Not in trial's own directory, which may be in a closed one.
+        directory = tempfile.mkdtemp(prefix="anbox-lxc-test")
+        self.addCleanup(os.rmdir, directory)
+        group = os.stat(directory).st_gid
+        for mode, everybody, members in ((0o700, False, False), (0o710, False, True), (0o711, True, True)):
+            os.chmod(directory, mode)
+            self.assertEqual(
+                (is_open_to_all(directory), is_open_to_all(directory, group)), (everybody, members)
+            )
+        os.chmod(directory, 0o701)
+        self.assertFalse(is_open_to_all(directory, group))
 
     def test_where_to_stage(self) -> None:
         self.assertEqual(staging_path("/run/anbox/one", "key"), "/run/anbox/one/lxc")
