@@ -241,6 +241,8 @@ class ContainerManager:
         Returns:
             Fires when all is tried. What cannot be undone is logged, and tried again by the next start.
         """
+        # A service that was stopped may be started again; a shut-down ends before the next start.
+        self._stopping = False
         if self._recovering is None and not self._recovered:
             self._recovering = ensureDeferred(self._recover())
             self._recovering.addErrback(

@@ -147,9 +147,11 @@ class ManagerApi:
                 peer.send_event(event_message(event))
 
         # A second watch of a connection replaces the first, or a client could have us keep any number.
+        first = peer not in self._watches
         self._unwatch(peer)
         self._watches[peer] = self.manager.watch(tell)
-        peer.on_disconnect(lambda: self._unwatch(peer))
+        if first:
+            peer.on_disconnect(lambda: self._unwatch(peer))
         return pb.ContainerList(
             containers=[
                 info_message(instance)

@@ -49,7 +49,8 @@ class Base(SynchronousTestCase):
             **more,
         )
         self.dispatcher = Dispatcher()
-        ManagerApi(self.manager).register(self.dispatcher)
+        self.api = ManagerApi(self.manager)
+        self.api.register(self.dispatcher)
 
     def connect(self, credentials: Credentials | None = OURS) -> ContainerClient:
         client = Channel(self.clock, name="the manager")
@@ -432,6 +433,17 @@ class WatchTests(Base):
         self.successResultOf(watching.close())
         self.assertEqual(len(self.manager._watchers), 0)
 
+    def test_a_second_watch_keeps_nothing_of_the_first(self) -> None:
+        watching = self.connect()
+        self.successResultOf(watching.watch(lambda event: None))
+        [peer] = self.api._watches
+        kept = len(peer._on_disconnect)
+        for _ in range(3):
+            self.successResultOf(watching.watch(lambda event: None))
+        self.assertEqual(len(peer._on_disconnect), kept)
+        self.successResultOf(watching.close())
+        self.assertEqual((len(self.manager._watchers), len(self.api._watches)), (0, 0))
+
     def test_failing_and_refused_watchers(self) -> None:
         client = self.connect()
         self.assertIn("cannot be the name", self.text(client.watch(print, "no/name")))
@@ -504,6 +516,13 @@ class RecoveryTests(Base):
         self.failureResultOf(unwanted)
         self.assertEqual([one.spec.instance for one in self.backend.containers], ["default"])
         self.assertEqual(self.state("other"), "failed")
+
+    def test_a_manager_that_was_shut_down_starts_again(self) -> None:
+        self.successResultOf(self.manager.recover())
+        self.successResultOf(self.manager.shut_down())
+        self.assertIn("shutting down", self.text(self.connect().start_container()))
+        self.successResultOf(self.manager.recover())
+        self.successResultOf(self.connect().start_container())
 
     def test_journal_of_a_live_manager_is_left_alone(self) -> None:
         self.successResultOf(self.connect().start_container())
