@@ -406,6 +406,10 @@ class AdbPipeService(Service):
 
     def _match(self) -> None:
         while self._waiting_guests and self._waiting_hosts:
+            if self._waiting_guests[0].handshake.state is not HandshakeState.WAITING:
+                # It is closed already, and its loss is told in a later turn of the reactor.
+                self._waiting_guests.popleft()
+                continue
             guest, host = self._waiting_guests.popleft(), self._waiting_hosts.popleft()
             host.paired(guest)
             guest.grant(host)

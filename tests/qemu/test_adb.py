@@ -20,7 +20,7 @@ from anbox_tw.errors import NetworkError
 from anbox_tw.interfaces import IPipeService
 from anbox_tw.network import PortAllocator, UnixListener
 from anbox_tw.qemu import adb
-from anbox_tw.qemu.adb import AdbPipeService
+from anbox_tw.qemu.adb import AdbPipeService, _Host
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.qemu.adb_server_link import AdbServerLink
 from anbox_tw.qemu.pipe import PipeConnectionCreator
@@ -236,6 +236,21 @@ class QueueTests(AdbServiceCase):
         third = await self.guest()
         self.assertEqual(await third.end(), b"")
         self.assertFalse(first.lost or waits.lost)
+
+    async def test_a_guest_that_is_being_closed_is_given_no_host(self) -> None:
+        bad = await self.waiting_guest()
+        [protocol] = self.service._waiting_guests
+        good = await self.waiting_guest()
+        # Its loss is told in a later turn of the reactor; a host that comes in this one is the next guest's.
+        protocol.dataReceived(b"stop!")
+        host = _Host(self.service, 99)
+        host.makeConnection(StringTransport())
+        self.assertIsNotNone(host.guest)
+        self.assertIsNot(host.guest, protocol)
+        self.assertEqual(await good.take(2), b"ok")
+        self.assertEqual(await bad.end(), b"")
+        host.connectionLost()
+        self.assertEqual(await good.end(), b"")
 
 
 class EndTests(AdbServiceCase):
