@@ -149,6 +149,9 @@ class ContainerSupervisor(Service):
             began = self._clock.seconds()
             self._reached = False
             error = await self._attempt()
+            if not self.running:
+                # Cancelled while the old connection was being closed, which has swallowed it.
+                return
             if self._clock.seconds() - began >= STEADY_S:
                 attempt = 0
             delay = RETRY_S[min(attempt, len(RETRY_S) - 1)]

@@ -181,6 +181,14 @@ class SupervisorTests(SynchronousTestCase):
             self.successResultOf(self.supervisor.stopService())
             self.assertEqual([manager.stops for manager in self.managers.made], [1] * len(self.managers.made))
 
+    def test_stopping_while_the_connection_of_a_failed_start_is_closed(self) -> None:
+        manager = self.managers.accept()
+        closing: Deferred[None] = Deferred()
+        manager.close = lambda: closing  # type: ignore[method-assign]
+        manager.starting[-1].errback(RemoteError("no image"))
+        self.assertIs(self.state.phase, Phase.WAITING)
+        self.stop()
+
     def test_a_manager_that_does_not_stop_is_left_after_a_while(self) -> None:
         manager = self.run_container()
         manager.stopping = Deferred()
