@@ -35,6 +35,9 @@ MAX_APPLICATIONS = 4096
 MAX_ICON_BYTES = 1 << 20
 """An icon that is larger is left out; Android's are some ten kB."""
 
+MAX_ICONS_BYTES = 64 << 20
+"""All icons together: `MAX_APPLICATIONS` of `MAX_ICON_BYTES` would be 4 GiB. One that goes beyond is left out."""
+
 MAX_WINDOWS = 1024
 """Windows a guest may report."""
 
@@ -118,6 +121,7 @@ class Bridge:
         self._dispatcher = Dispatcher()
         self._dispatcher.register("set_clipboard_data", pb.ClipboardData, self._set_clipboard)
         self._dispatcher.register("get_clipboard_data", Void, self._get_clipboard)
+        self._icons_bytes = 0
         self.applications: dict[str, Application] = {}
         self.windows: dict[int, Window] = {}
 
@@ -139,6 +143,7 @@ class Bridge:
     def reset(self) -> None:
         """Forget what a guest reported whose container is gone, and end its connection."""
         self.applications.clear()
+        self._icons_bytes = 0
         self.windows.clear()
         if self._channel is not None:
             self._channel.abort("its container is gone")
@@ -249,19 +254,31 @@ class Bridge:
             if launch.categories:
                 intent["categories"] = [_text(category) for category in launch.categories[:64]]
             package = _text(app.package)
+            self._drop(package)
+            icon = app.icon if len(app.icon) <= MAX_ICON_BYTES else b""
+            if self._icons_bytes + len(icon) > MAX_ICONS_BYTES:
+                icon = b""
+            self._icons_bytes += len(icon)
             self.applications[package] = Application(
                 name=_text(app.name),
                 package=package,
                 component=_text(launch.component),
                 intent=intent,
-                icon=app.icon if len(app.icon) <= MAX_ICON_BYTES else b"",
+                icon=icon,
             )
             changed.append(package)
         for app in update.removed_applications:
-            if self.applications.pop(app.package, None) is not None:
+            if self._drop(app.package):
                 removed.append(app.package)
         if changed or removed:
             self._tell("applications", (changed, removed))
+
+    def _drop(self, package: str) -> bool:
+        app = self.applications.pop(package, None)
+        if app is None:
+            return False
+        self._icons_bytes -= len(app.icon)
+        return True
 
     def _windows_changed(self, update: pb.WindowStateUpdateEvent) -> None:
         changed, removed = [], []

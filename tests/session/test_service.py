@@ -514,3 +514,27 @@ class BridgeTests(SessionCase):
         self.assertEqual(list(self.session.bridge.applications), ["p0", "p1"])
         app = self.session.bridge.applications["p0"]
         self.assertEqual((len(app.name), app.icon), (bridge_module.MAX_TEXT_CHARS, b""))
+
+    async def test_all_icons_together_have_a_limit(self) -> None:
+        self.patch(bridge_module, "MAX_ICONS_BYTES", 10)
+        self.session.startService()
+        guest = await self.guest()
+        bridge = self.session.bridge
+
+        def icons() -> dict[str, bytes]:
+            return {package: app.icon for package, app in bridge.applications.items()}
+
+        def app(package: str, icon: bytes) -> dict[str, Any]:
+            return {"name": package, "package": package, "icon": icon}
+
+        guest.send(application_list_update={"applications": [app("a", b"12345"), app("b", b"123456")]})
+        await until(lambda: len(bridge.applications) == 2)
+        self.assertEqual(icons(), {"a": b"12345", "b": b""})
+        # What is replaced or removed makes room.
+        guest.send(application_list_update={"applications": [app("a", b"1234"), app("b", b"123456")]})
+        await until(lambda: icons() == {"a": b"1234", "b": b"123456"})
+        guest.send(application_list_update={"removed_applications": [{"name": "unknown", "package": "b"}]})
+        guest.send(application_list_update={"applications": [app("c", b"654321")]})
+        await until(lambda: icons() == {"a": b"1234", "c": b"654321"})
+        bridge.reset()
+        self.assertEqual((bridge._icons_bytes, icons()), (0, {}))
