@@ -9,10 +9,11 @@ import struct
 from typing import Any
 
 import click
+from twisted.internet.defer import Deferred
 
 from anbox_tw.cli._control import open_control
 from anbox_tw.cli._instance import Instance, instance_options
-from anbox_tw.cli._run import pause, run
+from anbox_tw.cli._run import first_of, pause, run
 from anbox_tw.errors import NotRunning, PermissionRefused, TimedOut
 from anbox_tw.rpc import ChannelClosed
 
@@ -75,15 +76,23 @@ async def _stop_without_up(reactor: Any, where: Instance, deadline: float) -> No
     else:
         try:
             await link.stop("anbox down")
-            await link.closed()
+            place, _ = await first_of(link.closed(), Deferred.fromCoroutine(_wait_until(reactor, deadline)))
+            if place:
+                await _not_too_long(reactor, where, deadline)
         except ChannelClosed:
             pass
+        finally:
+            await link.close()
         while where.control.exists():
             await _not_too_long(reactor, where, deadline)
     if manager is not None:
         _terminate(manager, where)
         while listener_pid(str(where.manager)) is not None:
             await _not_too_long(reactor, where, deadline)
+
+
+async def _wait_until(reactor: Any, deadline: float) -> None:
+    await pause(reactor, max(0.0, deadline - reactor.seconds()))
 
 
 async def _not_too_long(reactor: Any, where: Instance, deadline: float) -> None:
