@@ -60,12 +60,18 @@ class FirewallController:
 
     @restoring
     async def enable(self, whitelist: bool) -> bool:
-        """Choose the mode; changing it forgets all rules but those of the chains."""
+        """Choose the mode; changing it forgets all rules but those of the chains.
+
+        The original takes a disabled firewall for one in whitelist mode, and so answers that it worked while it goes
+        on to let everything through; here the final drop comes back, behind what was allowed meanwhile.
+        """
         state = self._state
         if state.whitelist != whitelist:
             self._flush()
-            state.whitelist = state.dropping = whitelist
-            await self._commit()
+        elif state.dropping == whitelist:
+            return True
+        state.whitelist = state.dropping = whitelist
+        await self._commit()
         return True
 
     @restoring

@@ -261,11 +261,14 @@ class SocketClient(Protocol):
             self._finish()
 
     def _finish(self) -> None:
+        self._close_when_idle = False
         if self.transport is not None:
-            for data in self._unsent:
-                self.transport.write(data)
+            unsent = list(self._unsent)
             self._drop_unsent()
+            # first, so that a transport that is full does not pause us once more, and we come here again
             self.transport.unregisterProducer()
+            for data in unsent:
+                self.transport.write(data)
             self.transport.loseConnection()
 
     def abort(self) -> None:

@@ -52,6 +52,9 @@ RECEIVE_BUFFER_BYTES: Final = 4 * 1024 * 1024
 DRAIN_ROUNDS: Final = 4
 # Overruns in a row: the first resynchronisation waits this long, so that a storm is answered once.
 RESYNC_DELAY_S: Final = 0.05
+# A resynchronisation that the kernel refuses is tried again so often, until it is done or we stop: nobody else would
+# ever tell the listeners that they have missed something.
+RESYNC_RETRY_S: Final = 1.0
 
 _NFNL_SUBSYS_ULOG: Final = 4
 _NFULNL_MSG_PACKET: Final = _NFNL_SUBSYS_ULOG << 8
@@ -145,6 +148,7 @@ class NetlinkManager(Service):
         self._again: Any = None
         self._resync_timer: Any = None
         self._resync: Deferred[None] | None = None
+        self._overrun: set[NetlinkSocket] = set()
         self._lost = False
         self._touched: set[int] = set()
         self.links: dict[int, _Link] = {}
@@ -235,6 +239,7 @@ class NetlinkManager(Service):
                 each.close()
         self._uevents = self._route_events = None
         self._extra.clear()
+        self._overrun.clear()
         if self._own_routes and self._routes is not None:
             self._routes.close()
             self._routes = None
@@ -275,12 +280,18 @@ class NetlinkManager(Service):
             try:
                 datagram = source.receive()
             except Overrun:
-                self._lost = True
+                self._overrun.add(source)
                 continue
             except OSError as error:
                 self._log.warn("reading netlink: {error}", error=error.strerror)
                 break
             if datagram is None:
+                if source in self._overrun:
+                    # The kernel says ENOBUFS once and then drops everything until the queue has been read dry
+                    # (NETLINK_S_CONGESTED, net/netlink/af_netlink.c). A state that is read before is out of date when
+                    # the old events behind it have been told, and nobody says so again.
+                    self._overrun.discard(source)
+                    self._lost = True
                 break
             if self._from_kernel(datagram, multicast=True):
                 found.append(datagram.data)
@@ -398,19 +409,22 @@ class NetlinkManager(Service):
             # one runs already; what it reads may be older than what was lost
             self._resync_timer = self._reactor.callLater(RESYNC_DELAY_S, self._start_resync, reason)
             return
-        self._resync = Deferred.fromCoroutine(self._resynchronise(reason))
-        if self._resync.called:
-            self._resync = None
-            return
-        self._resync.addErrback(self._resync_failed)
-        self._resync.addCallback(self._resync_done)
+        running = self._resync = Deferred.fromCoroutine(self._resynchronise(reason))
+        running.addErrback(self._resync_failed, reason)
+        running.addCallback(self._resync_done)
 
     def _resync_done(self, _result: object) -> None:
         self._resync = None
 
-    def _resync_failed(self, failure: Any) -> None:
-        if not failure.check(CancelledError):
+    def _resync_failed(self, failure: Any, reason: str | None) -> None:
+        if failure.check(CancelledError) or self._uevents is None:
+            return
+        if failure.check(AnboxError):
+            self._log.warn("the state cannot be read anew, trying again: {error}", error=failure.value)
+        else:
             self._log.failure("the state of the links cannot be read", failure)
+        if reason is not None and (self._resync_timer is None or not self._resync_timer.active()):
+            self._resync_timer = self._reactor.callLater(RESYNC_RETRY_S, self._start_resync, reason)
 
     async def _resynchronise(self, reason: str | None) -> None:
         assert self._routes is not None

@@ -184,6 +184,23 @@ class ListenerTests(SynchronousTestCase):
         self.client.write(b"late")
         self.assertEqual(said(self.transport), [])
 
+    def test_close_of_a_client_that_is_far_behind(self) -> None:
+        # as Twisted's own: it pauses its producer inside a write that fills it
+        write = self.transport.write
+
+        def full(data: bytes) -> None:
+            write(data)
+            if self.transport.producer is not None:
+                self.transport.producer.pauseProducing()
+
+        self.client.pauseProducing()
+        self.listener.broadcast(600, "a")
+        self.listener.broadcast(600, "b")
+        self.transport.write = full  # type: ignore[method-assign]
+        self.client.close("stopping")
+        self.assertEqual(said(self.transport), ["600 a", "600 b"])
+        self.assertTrue(self.transport.disconnecting)
+
     def test_work_goes_on_when_its_client_is_gone_and_can_be_cancelled(self) -> None:
         self.tell(b"1 wait a\0")
         idle = Deferred.fromCoroutine(self.listener.when_idle())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import Any
 
 from twisted.internet import reactor
 
+from anbox_tw.netd import manager as manager_module
 from anbox_tw.netd._events import Broadcast
+from anbox_tw.netd.errors import KernelRefused
 from anbox_tw.netd.manager import NetlinkManager
 from tests.netd.kernel import KernelTestCase
 
@@ -156,3 +159,22 @@ class EventTests(KernelTestCase):
         for name in names:
             self.assertIn(f"600 Iface added {name}", lines)
             self.assertIn(f"600 Iface linkstate {name} down", lines)
+
+    async def test_a_resynchronisation_that_the_kernel_refuses_is_tried_again(self) -> None:
+        self.patch(manager_module, "RESYNC_RETRY_S", 0.01)
+        manager = await self.listen()
+        assert manager._routes is not None
+        dump = manager._routes.dump
+        refused: list[str] = []
+
+        async def refuse_twice(kind: int, message: Any, what: str) -> Any:
+            if len(refused) < 2:
+                refused.append(what)
+                raise KernelRefused(errno.ENOBUFS, what)
+            return await dump(kind, message, what)
+
+        self.patch(manager._routes, "dump", refuse_twice)
+        manager._start_resync("events were lost")
+        await self.until(lambda: manager.resynchronisations, "resynchronised")
+        self.assertEqual(refused, ["listing links"] * 2)
+        self.assertEqual(self.lines().count("699 Netlink resynchronised events were lost"), 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from anbox_tw.errors import HostLacks, TimedOut
@@ -169,6 +170,31 @@ class OrderTests(TestCase):
         self.manager._on_event = broken
         self.manager._tell(Broadcast(600, "x"))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_the_state_is_read_anew_when_the_full_queue_is_dry(self) -> None:
+        # until then the kernel drops all that is new without another word (NETLINK_S_CONGESTED)
+        clock = Clock()
+        manager = NetlinkManager(clock, lambda line: None)
+        queue: list[Any] = [Overrun(), *[Datagram(message(1), 0, 0, 1)] * 3, None]
+
+        class Source:
+            def receive(self) -> Any:
+                found = queue.pop(0) if queue else None
+                if isinstance(found, Overrun):
+                    raise found
+                return found
+
+        manager._route_events = Source()  # type: ignore[assignment]
+        self.patch(manager_module, "MAX_DATAGRAMS_PER_TURN", 1)
+        self.patch(manager_module, "DRAIN_ROUNDS", 1)
+        while queue:
+            self.assertEqual(clock.getDelayedCalls(), [])
+            manager._drain()
+        self.assertEqual(len(clock.getDelayedCalls()), 1)
+        # that it was lost is said once
+        manager._resync_timer.cancel()
+        manager._drain()
+        self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_a_forged_message_is_dropped(self) -> None:
         for forged in (Datagram(b"", 1000, 0, 1), Datagram(b"", 0, 4711, 1)):

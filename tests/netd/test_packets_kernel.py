@@ -214,6 +214,13 @@ class FirewallTests(PacketCase):
         self.assertEqual(await self.tcp(self.ns, "10.9.0.2", user=10002), "failed")
         await self.expect("firewall disable", OK_FW)
         self.assertEqual(await self.tcp(self.ns, "10.9.0.2", user=10002), "10.9.0.1")
+        # what is allowed while it is disabled is allowed when it filters again
+        await self.expect("firewall set_uid_rule none 10001 allow", OK_FW)
+        await self.expect("firewall enable whitelist", OK_FW)
+        self.assertEqual(await self.tcp(self.ns, "10.9.0.2", user=10002), "failed")
+        self.assertEqual(await self.tcp(self.ns, "10.9.0.2", user=10001), "10.9.0.1")
+        await self.expect("firewall enable whitelist", OK_FW)
+        await self.expect("firewall disable", OK_FW)
 
     async def test_blacklist_and_chains(self) -> None:
         other = self.cable()
