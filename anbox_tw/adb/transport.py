@@ -59,6 +59,9 @@ FREE_AUTH_FAILURES = 256
 """Wrong signatures before each further one costs a second (``adbd_auth.cpp``)."""
 AUTH_PENALTY_S = 1.0
 
+CLOSE_GRACE_S = 2.0
+"""How long a peer that broke the protocol has to take what was written to it."""
+
 OpenHandler = Callable[[str, AdbStream], "IProtocol | Deferred[IProtocol | None] | None"]
 """Serves a stream that the peer opens: gets the service's name and the stream, answers the protocol to
 ``start`` on it, None to refuse, or a Deferred of these. Raising ``AnboxError`` refuses too."""
@@ -128,6 +131,7 @@ class AdbTransport(Protocol):
         self._blocked_bytes = 0
         self._read_paused = False
         self._closing: AnboxError | None = None
+        self._linger: Any = None
 
     # -------------------------------------------------------------- for users
 
@@ -319,6 +323,8 @@ class AdbTransport(Protocol):
             )
             error = TransportClosed(text)
         self.closed_because = error
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
         if self._io is not None:
             self._io.release()
         self.connection.close()
@@ -423,6 +429,9 @@ class AdbTransport(Protocol):
                     "{peer} broke the protocol: {error}", peer=self.peer_address(), error=event.error
                 )
                 self.close(event.error)
+                if self.closed_because is None and self._linger is None:
+                    # What breaks the protocol may well not read its last answers either.
+                    self._linger = self.clock.callLater(CLOSE_GRACE_S, self.abort, event.error)
             case _:
                 self._negotiate(event)
 

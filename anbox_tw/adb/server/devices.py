@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from anbox_tw.adb.banner import Banner
 from anbox_tw.adb.server._targets import Kind, Target, cleaned, matches
-from anbox_tw.adb.server.errors import RequestFailed
+from anbox_tw.adb.server.errors import Ambiguous, RequestFailed
 from anbox_tw.adb.transport import HostTransport
 
 __all__ = ["MAX_DEVICES", "Device", "DeviceRegistry"]
@@ -42,6 +42,7 @@ class Device:
         emulator_port: the ADB port of an emulator, or ``None``.
         endpoint: where it is connected, and connected again.
         reverses: what the device may open towards us: its own listener to our target.
+        unasked: streams it has opened in this connection that it may not open.
         gone: the device has been removed from the registry.
     """
 
@@ -55,6 +56,7 @@ class Device:
         self.transport: HostTransport | None = None
         self.endpoint: Any = None
         self.reverses: dict[str, str] = {}
+        self.unasked = 0
         self.gone = False
         self._last_banner = Banner()
 
@@ -232,7 +234,7 @@ class DeviceRegistry:
             if not meant:
                 raise RequestFailed(f"device '{target.serial}' not found")
             if len(meant) > 1:
-                raise RequestFailed(f"more than one device with serial {target.serial}")
+                raise Ambiguous(f"more than one device with serial {target.serial}")
             found = meant[0]
         else:
             meant = [device for device in self if target.kind in (Kind.ANY, device.kind)]
@@ -251,7 +253,7 @@ class DeviceRegistry:
             Kind.USB: ("no devices found", "more than one USB device"),
             Kind.LOCAL: ("no emulators found", "more than one emulator"),
         }
-        raise RequestFailed(texts[kind][several])
+        raise (Ambiguous if several else RequestFailed)(texts[kind][several])
 
     def listing(self, *, long: bool = False) -> str:
         """What ``adb devices`` prints below its heading."""

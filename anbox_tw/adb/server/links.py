@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,13 @@ EMULATOR_PORTS = range(5555, 5586, 2)
 """The odd ports that are looked at when the server starts."""
 
 EMULATOR_TIMEOUT_S = 5
-KEEPALIVE = True
+
+MAX_UNASKED_OPENS = 1000
+"""Streams a device may open in one connection that no reverse forward leads to; adb's own server ends at the first."""
+
+KEEPALIVE_S = 1
+KEEPALIVE_PROBES = 10
+"""A device whose host vanished without a word is noticed after about ten seconds (``set_tcp_keepalive``)."""
 
 
 def split_address(address: str, default_port: int | None = DEFAULT_PORT) -> tuple[str, int]:
@@ -260,11 +267,12 @@ class DeviceLinks:
     def _adopt(self, device: Device, transport: HostTransport) -> None:
         device.transport = transport
         device.reverses.clear()
+        device.unasked = 0
         transport.open_handler = lambda service, stream: self._opened_by_device(device, service, stream)
         raw: Any = transport.transport
         if hasattr(raw, "setTcpNoDelay"):
             raw.setTcpNoDelay(True)
-            raw.setTcpKeepAlive(KEEPALIVE)
+            _keep_alive(raw)
         self._devices.changed()
 
     def _keep(self, device: Device, first: float, later: float, attempts: int) -> None:
@@ -335,7 +343,11 @@ class DeviceLinks:
     ) -> Deferred[IProtocol | None] | None:
         """A device opens a stream: served only where a client has set up that reverse forward."""
         if service not in device.reverses.values():
-            self._log.warn("{serial} may not open {service!r}", serial=device.serial, service=service)
+            device.unasked += 1
+            if device.unasked == 1:
+                self._log.warn("{serial} may not open {service!r}", serial=device.serial, service=service)
+            elif device.unasked > MAX_UNASKED_OPENS:
+                device.kick(f"the device opened {MAX_UNASKED_OPENS} streams that nobody asked for")
             return None
         return Deferred.fromCoroutine(self._connect_reverse(service, stream))
 
@@ -352,6 +364,19 @@ class DeviceLinks:
             raw.setTcpNoDelay(True)
         side.stream = stream
         return join(stream, side.transport)
+
+
+def _keep_alive(transport: Any) -> None:
+    """Have the kernel ask after a silent device; its own first question would come after two hours."""
+    transport.setTcpKeepAlive(True)
+    handle: socket.socket | None = getattr(transport, "socket", None)
+    if handle is not None:
+        for option, value in (
+            (socket.TCP_KEEPIDLE, KEEPALIVE_S),
+            (socket.TCP_KEEPINTVL, KEEPALIVE_S),
+            (socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+        ):
+            handle.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _reason(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from anbox_tw.adb.server import _proto
 from anbox_tw.adb.server._framing import body, okay
 from anbox_tw.adb.server._targets import ANY, Kind, Target, cleaned, parse_transport_request
 from anbox_tw.adb.server.devices import Device
-from anbox_tw.adb.server.errors import RequestFailed
+from anbox_tw.adb.server.errors import Ambiguous, RequestFailed
 
 if TYPE_CHECKING:
     from anbox_tw.adb.server.server import AdbServer
@@ -210,14 +210,20 @@ class HostServices:
         socket.finish(okay())
 
     def _is_in(self, target: Target, wanted: list[str]) -> bool:
+        """Whether the wait is over (``wait_service`` in ``services.cpp``).
+
+        Raises:
+            Ambiguous: several devices are meant; waiting makes them no fewer.
+        """
         try:
-            device: Device | None = self._devices.select(target, accept_any_state=True)
-        except RequestFailed:
-            return "disconnect" in wanted
-        assert device is not None
-        if device.state in wanted or ("any" in wanted and device.state in _ONLINE_STATES):
-            return True
-        return "disconnect" in wanted and device.transport is None
+            device: Device = self._devices.select(target)
+        except RequestFailed as error:
+            if "disconnect" in wanted:
+                return True
+            if isinstance(error, Ambiguous):
+                raise
+            return False
+        return device.state in wanted or ("any" in wanted and device.state in _ONLINE_STATES)
 
     # -- connections --
 
