@@ -9,18 +9,33 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from anbox_tw.adb._socketio import SocketIO
+
 __all__ = ["SocketSide", "StreamSide", "join"]
+
+
+SOCKET_QUEUE_BYTES = 1 << 20
+"""What may wait for a client before its stream is held back: one payload, so that the next is on its way
+while this one is read. Twisted's own 64 KiB would have device and client take turns."""
 
 
 class StreamSide(Protocol):
     """The stream's end: what the device sends goes to the socket."""
 
-    def __init__(self) -> None:
-        self.socket: Any = None
+    takes_buffers = True
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+        self._io = SocketIO.adopt(socket, None)
+        if self._io is not None:
+            socket.bufferSize = SOCKET_QUEUE_BYTES
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand on what the device sent."""
-        self.socket.write(data)
+        """Hand on what the device sent; large payloads come as the buffer they were received into."""
+        if self._io is not None:
+            self._io.write((data,))
+        else:
+            self.socket.write(bytes(data))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The device has closed: the client gets what is queued, then its end of file."""
@@ -57,8 +72,7 @@ def join(stream: Any, socket: Any) -> StreamSide:
     Returns:
         The stream's protocol; give it to ``stream.start`` (or return it from an open handler).
     """
-    side = StreamSide()
-    side.socket = socket
+    side = StreamSide(socket)
     socket.registerProducer(_Valve(stream), True)
     stream.registerProducer(_Valve(socket), True)
     return side

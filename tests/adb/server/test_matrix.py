@@ -208,6 +208,29 @@ class Adb36Matrix(ServerTestCase):
         self.assertLess(max(held), 8 << 20)
         link.close()
 
+    async def test_a_slow_client_gets_every_byte_in_order(self) -> None:
+        adb = await self.connected()
+        there = os.path.join(self.folder(), "there")
+        data = b"".join(
+            number.to_bytes(4, "big") for number in range(3 << 20)
+        )  # 12 MiB, no block like another
+        with open(there, "wb") as file:
+            file.write(data)
+
+        def read() -> bytes:
+            with socket.create_connection(("127.0.0.1", adb.port), timeout=20) as link:
+                for request in (f"host:transport:{adb.serial}", f"exec:cat {there}"):
+                    link.sendall(b"%04x" % len(request) + request.encode())
+                    self.assertEqual(link.recv(4), b"OKAY")
+                got = bytearray()
+                size = 1
+                while piece := link.recv(size):
+                    got += piece
+                    size = size % 300_000 + 99_991  # never in step with payloads or buffers
+                return bytes(got)
+
+        self.assertEqual(await deferToThread(read), data)
+
     async def test_silence_is_noticed(self) -> None:
         await self.connected()
         (device,) = self.server.devices
