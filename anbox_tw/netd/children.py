@@ -179,8 +179,14 @@ class DaemonChild(ProcessProtocol):
         path = find_tool(self.words[0])
         if path is None:
             raise KernelRefused(errno.ENOENT, f"starting {self.name}", f"{self.words[0]} is not installed")
+        words = self.words
+        with_death = find_tool("setpriv")
+        if with_death is not None:
+            # A daemon that outlives us when we are killed holds its port (dnsmasq that of DHCP), and nobody stops it.
+            # setpriv(1) becomes the daemon, so the pid is the daemon's.
+            path, words = with_death, ["setpriv", "--pdeathsig", "TERM", "--", path, *words[1:]]
         try:
-            process = self._reactor.spawnProcess(self, path, self.words, env=_environment())
+            process = self._reactor.spawnProcess(self, path, words, env=_environment())
         except OSError as error:
             raise KernelRefused(error.errno or errno.EIO, f"starting {self.name}") from error
         self.pid = process.pid

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from anbox_tw.errors import TimedOut
@@ -15,6 +23,7 @@ from anbox_tw.netd import children
 from anbox_tw.netd.children import DaemonChild, find_tool, run_tool
 from anbox_tw.netd.errors import KernelRefused
 from anbox_tw.netd.nft import Chain, NftTable, Ruleset
+from tests.support import need_tool
 
 
 async def error_of(work: Any) -> Any:
@@ -71,6 +80,41 @@ class DaemonTests(TestCase):
         self.assertFalse(os.path.exists(f"/proc/{pid}"))
         await daemon.stop()
         daemon.write(b"late")
+
+    async def test_one_whose_parent_is_killed(self) -> None:
+        need_tool("setpriv")
+        code = """
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred
+            from anbox_tw.netd.children import DaemonChild
+
+            daemon = DaemonChild(reactor, "sleep", ["sleep", "60"])
+
+            async def work():
+                await daemon.start(settle=0.2)
+                print(daemon.pid, flush=True)
+
+            reactor.callWhenRunning(lambda: Deferred.fromCoroutine(work()))
+            reactor.run()
+        """
+        parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        assert parent.stdout is not None
+        pid = int(await deferToThread(parent.stdout.readline))
+        parent.stdout.close()
+        self.assertIn(b"sleep\x0060", Path(f"/proc/{pid}/cmdline").read_bytes())
+        parent.kill()
+        await deferToThread(parent.wait)
+        try:
+            for _ in range(200):
+                # one that nobody has waited for yet is a zombie, without a command line
+                if not os.path.exists(f"/proc/{pid}") or not Path(f"/proc/{pid}/cmdline").read_bytes():
+                    break
+                await deferLater(reactor, 0.01)
+            else:
+                self.fail("it lives on")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def test_one_that_ends_at_once(self) -> None:
         ended: list[DaemonChild] = []
