@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from anbox_tw.adb.server.server import AdbServer
 from anbox_tw.errors import AdbError, TimedOut
 from anbox_tw.testing.adb import Collector
 from tests.adb.real import DaemonTestCase, RealAdb, free_port, reactor
+from tests.support import need_root
 
 
 class Echo(Protocol):
@@ -156,6 +158,17 @@ class DirectTests(DaemonTestCase):
         self.assertIn("couldn't create file", str(failure))
         await self.assertFailure(device.pull(f"{folder}/missing", f"{folder}/x"), SyncFailure)
         self.assertEqual([name for name in os.listdir(folder) if "part" in name], [])
+
+    async def test_a_device_node_is_written_to_and_not_replaced(self) -> None:
+        need_root()
+        device = await self.device()
+        folder = self.folder()
+        node = f"{folder}/null"
+        os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        for name, size in (("small", 10), ("large", 300_000)):
+            Path(folder, name).write_bytes(os.urandom(size))
+            await device.pull(f"{folder}/{name}", node)
+            self.assertTrue(stat.S_ISCHR(os.stat(node).st_mode), name)
 
     async def test_trees(self) -> None:
         device = await self.device()

@@ -338,10 +338,19 @@ class SyncSession:
     ) -> None:
         """Receive one file into ``target``, which is replaced when all has come and untouched otherwise.
 
+        A device, FIFO or socket is written to instead: as root, ``pull X /dev/null`` must not replace it.
+
         Raises:
             SyncFailure: the device cannot read it.
             OSError: the local file cannot be written.
         """
+        if await self._thread(_is_special, target):
+            special: int = await self._thread(os.open, target, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                await self._receive(path, special, codec, progress)
+            finally:
+                os.close(special)
+            return
         partial = f"{target}.part-{os.getpid()}"
         file: int = await self._thread(
             os.open, partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
@@ -485,9 +494,23 @@ def _read_small(files: Sequence[tuple[str, str]]) -> list[tuple[os.stat_result, 
     return found
 
 
+def _is_special(path: str) -> bool:
+    """Whether there is something at ``path`` that is neither a file nor a directory nor a dangling link."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def _write_small(targets: Sequence[str], contents: Sequence[bytes], finish: Callable[[int], None]) -> None:
     """In a thread: write small files, each of which appears whole or not at all."""
     for index, (target, content) in enumerate(zip(targets, contents, strict=True)):
+        if _is_special(target):
+            with open(os.open(target, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0) as device:
+                device.write(content)
+            finish(index)
+            continue
         partial = f"{target}.part-{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
