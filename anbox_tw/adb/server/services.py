@@ -131,8 +131,7 @@ class HostServices:
         return okay(
             _proto.message(
                 (
-                    (1, 3),  # UsbBackend: none that is ours
-                    (3, 3 if mdns else 4),
+                    # Fields 1 and 3, the back ends for USB and mDNS: ours are none of adb's, which is "unknown", 0.
                     (5, f"1.0.{SERVER_VERSION}"),
                     (6, f"anbox-tw {__version__}"),
                     (7, sys.executable),
