@@ -7,14 +7,20 @@ from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.python import usage
 
+from anbox_tw.android.endpoints import parse_control_server
 from anbox_tw.android.init.plan import has_every_id
 from anbox_tw.android.installd._commands import RELEASES
 from anbox_tw.android.installd.service import TOOLS, InstalldService
 from anbox_tw.android.installd.tree import Tree
 
 __all__ = ["Options", "makeService"]
+
+SOCKET = "installd"
+BACKLOG = "5"  # cmds/installd/installd.cpp: listen(lsocket, 5)
+INIT_SOCKET = f"android-control:{SOCKET}:backlog={BACKLOG}"
 
 
 class Options(usage.Options):
@@ -29,7 +35,7 @@ class Options(usage.Options):
         ["data", "d", None, "Directory that stands for /data; made when it is missing."],
         ["expand", None, None, "Directory that stands for /mnt/expand (default: DATA/.expand)."],
         ["system", None, None, "Directory that stands for /system, whose code sizes may be asked for."],
-        ["listen", "l", "android-control:installd:backlog=5",
+        ["listen", "l", INIT_SOCKET,
          "Endpoint: the socket of our init, or for example android:installd:namespace=reserved:mode=600."],
         ["release", "r", "7.0", "Whose commands: " + ", ".join(RELEASES) + "."],
         ["owners", None, "auto", "'keep' sets owners as Android does, 'ignore' leaves all files ours; 'auto' "
@@ -61,9 +67,21 @@ class Options(usage.Options):
         if self["owners"] not in ("auto", "keep", "ignore"):
             raise usage.UsageError(f"--owners {self['owners']}: use auto, keep or ignore")
         try:
-            serverFromString(None, self["listen"])
+            _endpoint(None, self["listen"])
         except Exception as error:
             raise usage.UsageError(f"--listen {self['listen']}: {error}") from error
+
+
+def _endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+    """The endpoint that ``text`` describes.
+
+    The default is built without Twisted's plugins: a container of a checkout sees our package alone, and not the
+    plugin file beside it that makes ``android-control:`` known.
+    """
+    if text == INIT_SOCKET:
+        return parse_control_server(reactor, SOCKET, backlog=BACKLOG)
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    return endpoint
 
 
 def makeService(config: Options) -> IService:
@@ -88,7 +106,7 @@ def build(config: Options, reactor: Any) -> InstalldService:
     return InstalldService(
         reactor,
         tree,
-        serverFromString(reactor, config["listen"]),
+        _endpoint(reactor, config["listen"]),
         release=config["release"],
         tools=config["tool"],
         jit_profiles=bool(config["jit-profiles"]),

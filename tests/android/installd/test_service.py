@@ -17,7 +17,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet import defer, reactor, threads
+from twisted.internet import defer, endpoints, reactor, threads
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python import usage
@@ -844,6 +844,12 @@ class TapTests(ServiceCase):
         service.startService()
         await service.stopService()
         self.assertFalse(os.path.exists(self.address.path))
+
+    def test_our_inits_socket_needs_no_plugin(self) -> None:
+        """The container of a checkout sees the package alone, without the plugin file beside it."""
+        self.patch(endpoints, "getPlugins", lambda interface: iter(()))
+        options = self.parse("--data", "/x")
+        self.assertEqual(options["listen"], "android-control:installd:backlog=5")
 
     def test_bad_options(self) -> None:
         for words in (
