@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LOCK_BYTES = 65536
 """More than a lock file of ours ever holds."""
+
+TAKE_ATTEMPTS = 6
+TAKE_AGAIN_S = 0.02
+"""Who only looks holds the lock for an instant, too: ``take`` tries this often before it says that it is held."""
 
 
 def runtime_option(command: F) -> F:
@@ -129,9 +134,16 @@ class Instance:
             _unlink_dead_sockets(Path(directory))
         if self.lock_path.exists() and self.holder() is None:
             self.lock_path.unlink(missing_ok=True)
+        for path in (self.paths.sockets, self.paths.input):
+            _rmdir(path)
+        self.tidy_above()
+
+    def tidy_above(self) -> None:
+        """Take away the instance's directory and those above it, where they are ours and empty.
+
+        Harmless whoever holds the instance: the lock lies in its directory.
+        """
         below = [
-            self.paths.sockets,
-            self.paths.input,
             self.paths.base,
             f"{self.paths.root}/instances",
             self.paths.root,
@@ -139,10 +151,7 @@ class Instance:
         if Path(self.paths.runtime_dir).name.startswith("anbox-runtime-"):
             below.append(self.paths.runtime_dir)  # made by us, where there was no XDG_RUNTIME_DIR
         for path in below:
-            try:
-                os.rmdir(path)
-            except OSError:
-                continue  # not empty, or not there
+            _rmdir(path)
 
     @property
     def option(self) -> str:
@@ -174,22 +183,40 @@ class Instance:
             anbox_tw.errors.AlreadyRunning: somebody else does.
             anbox_tw.errors.ConfigError: the lock file cannot be written.
         """
-        try:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
+        for left in reversed(range(TAKE_ATTEMPTS)):
+            try:
+                descriptor = os.open(
+                    self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+                )
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and left:
+                    self.paths.make_directories()  # one that ends has just taken the directory away
+                    continue
+                raise ConfigError(
+                    f"cannot write {self.lock_path}: {error.strerror}",
+                    "choose a directory of your own with --runtime-dir",
+                ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = _read_holder(descriptor)
+                os.close(descriptor)
+                if left:
+                    time.sleep(TAKE_AGAIN_S)
+                    continue
+                raise AlreadyRunning(
+                    f"instance '{self.name}' is already running, pid {holder.pid}, command {holder.command}",
+                    f"stop it with 'anbox down{self.option}', or start another one with --instance NAME",
+                ) from None
+            if _is_at(descriptor, self.lock_path):
+                break
+            os.close(descriptor)  # its last holder took the file away after we opened it: a lock nobody sees
+        else:
             raise ConfigError(
-                f"cannot write {self.lock_path}: {error.strerror}",
-                "choose a directory of your own with --runtime-dir",
-            ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = _read_holder(descriptor)
-            os.close(descriptor)
-            raise AlreadyRunning(
-                f"instance '{self.name}' is already running, pid {holder.pid}, command {holder.command}",
-                f"stop it with 'anbox down{self.option}', or start another one with --instance NAME",
-            ) from None
+                f"cannot lock {self.lock_path}: others take it away again and again", "try again"
+            )
+        # Who ended meanwhile may have taken away what we made before we held the lock.
+        self.paths.make_directories()
         os.ftruncate(descriptor, 0)
         told = {"pid": os.getpid(), "command": " ".join(sys.argv), "data_path": data_path}
         os.pwrite(descriptor, json.dumps(told).encode(), 0)
@@ -207,6 +234,21 @@ class Lock:
         """Give the instance up and take the lock file away."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def _rmdir(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # not empty, or not there
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _unlink_dead_sockets(directory: Path) -> None:

@@ -191,6 +191,7 @@ class _Up:
         self._manager_served = False
         self._starts = 0
         self._last_event = ""
+        self._told_waiting: set[str] = set()
 
     def _child(self, name: str, command: str, options: list[str]) -> Child:
         return Child(
@@ -212,8 +213,10 @@ class _Up:
             self._say("stopping")
             await self._session.stop()
             await self._manager.stop()
-            lock.release()
+            # First what others' locks do not guard: the next `up` may begin as soon as ours is gone.
             self._where.tidy()
+            lock.release()
+            self._where.tidy_above()
             self._say("stopped; nothing is left but the data")
 
     async def _run(self) -> int:
@@ -288,10 +291,15 @@ class _Up:
             self._starts += 1
         detail = f": {event.detail}" if event.detail else ""
         text = f"{event.kind} {event.name}".strip() + detail
-        if text != self._last_event and (
-            self._verbose or event.kind in ("container", "phase", "level", "adb")
-        ):
-            self._say(text)
+        if self._verbose or event.kind in ("container", "phase", "level", "adb"):
+            # A session that tries again and again says the same each time: told once is enough.
+            again = event.kind == "phase" and event.name in ("connecting", "waiting")
+            if not again:
+                self._told_waiting.clear()
+            if text != self._last_event and text not in self._told_waiting:
+                self._say(text)
+            if again:
+                self._told_waiting.add(text)
         self._last_event = text
         self._look(event.info)
 
