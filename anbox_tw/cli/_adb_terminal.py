@@ -17,12 +17,17 @@ from twisted.internet.defer import Deferred
 
 from anbox_tw.adb.client import ByteStream, Device, ShellSession
 from anbox_tw.adb.daemon._fds import FdReader
+from anbox_tw.errors import AnboxError
 
 __all__ = ["copy_out", "run_shell"]
 
 
 LOST_EXIT_CODE = 255
 """What adb's own client exits with when the stream ends before the exit code has come."""
+
+
+FILE_CHUNK = 65536
+"""How much of a regular file is read before the device has taken it."""
 
 
 def _write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
@@ -35,6 +40,14 @@ def _write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
             import select
 
             select.select([], [fd], [])
+        except BrokenPipeError:
+            raise  # who reads has seen enough
+        except OSError as error:
+            name = "standard error" if fd == 2 else "standard output"
+            raise AnboxError(
+                f"cannot write to {name}: {error.strerror}",
+                "make room for the output, or redirect it elsewhere",
+            ) from error
 
 
 @contextlib.contextmanager
@@ -59,9 +72,19 @@ class _Input:
             self._reader = FdReader(reactor, os.dup(0), self._data, session.close_stdin)
         except OSError:
             # A regular file cannot be waited for, and need not be.
-            with os.fdopen(os.dup(0), "rb") as file:
-                self._waiting = Deferred.fromCoroutine(session.feed(file.read()))
-                self._waiting.addErrback(lambda _: None)
+            self._waiting = Deferred.fromCoroutine(self._feed_file())
+            self._waiting.addErrback(lambda _: None)
+
+    async def _feed_file(self) -> None:
+        """Send a file piece by piece, so that its size is no matter of memory."""
+        session = self._session
+        try:
+            while not session.stream.ended and (data := os.read(0, FILE_CHUNK)):
+                session.write(data)
+                await session.stream.drain()
+        except OSError:
+            pass  # a disk that fails: no more comes
+        session.close_stdin()
 
     def _data(self, data: bytes) -> None:
         self._session.write(data)

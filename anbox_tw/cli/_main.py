@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from typing import Any
 
@@ -88,6 +89,7 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    _open_missing()
     try:
         code: Any = cli.main(args=argv, prog_name="anbox", standalone_mode=False)
     except click.exceptions.Abort:
@@ -102,6 +104,20 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _open_missing() -> None:
+    """Open the null device where a standard stream is closed.
+
+    Otherwise the next file opened, the reactor's own, would be taken for standard input or output.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+        if descriptor == 1:
+            sys.stdout = open(descriptor, "w", closefd=False)  # noqa: SIM115  # for the life of the process
+        elif descriptor == 2:
+            sys.stderr = open(descriptor, "w", closefd=False)  # noqa: SIM115
+    os.close(descriptor)
 
 
 def report(error: AnboxError) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -34,6 +36,42 @@ class OneInstanceTests(SynchronousTestCase):
         process.send_signal(signal.SIGINT)
         self.assertEqual(process.wait(40), 0, self.box.up_output())
         self.assert_all_gone()
+
+    def test_the_shells_standard_streams(self) -> None:
+        """Any file may be one, or none."""
+        self.box.up()
+        told = self.box.booted()
+        anbox = f"{sys.executable} -m anbox_tw.cli"
+
+        def shell(line: str) -> tuple[int, str, str]:
+            done = self.box.run(["bash", "-c", line.replace("anbox ", f"{anbox} ")])
+            return done.returncode, done.stdout, done.stderr
+
+        big = self.box.directory / "big"
+        big.write_bytes(os.urandom(1 << 20) * 5)
+        digest = hashlib.sha256(big.read_bytes()).hexdigest()
+        for line in (f"anbox shell sha256sum < {big}", f"cat {big} | anbox shell sha256sum"):
+            self.assertEqual(shell(line), (0, f"{digest}  -\n", ""))
+        self.assertEqual(shell(f"anbox shell cat < {big} | sha256sum"), (0, f"{digest}  -\n", ""))
+        self.assertEqual(shell("anbox shell 'cat; echo end' <&-"), (0, "end\n", ""))
+        self.assertEqual(shell("anbox shell 'echo lost; exit 3' >&- 2>&-"), (3, "", ""))
+        code, _, said = shell("anbox shell echo lost > /dev/full")
+        self.assertEqual(code, 1)
+        self.assertIn("cannot write to standard output: No space left on device", said)
+        self.assertNotIn("Traceback", said)
+        # the checkout's container sees the package alone: its installd must do with it
+        self.assertEqual(told["level"], "booted")
+        listed = "cat /proc/net/unix; ls /data/user_de 2>&1"
+        eventually(lambda: "installd" in shell(f"anbox shell '{listed}'")[1], "installd listens")
+        eventually(lambda: shell("anbox shell 'ls -d /data/user_de/0'")[0] == 0, "installd made its tree")
+
+    def test_a_manager_that_is_not_there_is_told_once(self) -> None:
+        process = self.box.up("--manager", str(self.box.directory / "nobody"))
+        eventually(lambda: "no container manager answers" in self.box.up_output(), "up says so")
+        self.assertRaises(subprocess.TimeoutExpired, process.wait, 5)
+        self.assertEqual(self.box.up_output().count("no container manager answers"), 1)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(20), 0)
 
     def test_the_data_outlives_the_container(self) -> None:
         for command, expected in (
