@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOOR = 90.0
+FLOOR = 91.5
 """Branch coverage in percent that the suite may not fall under; raised as the suite grows, never lowered."""
 
 TIME_LIMIT_S = 1500

@@ -26,6 +26,7 @@ need socat socat
 need ping iputils-ping
 need desktop-file-validate desktop-file-utils
 need git git
+need ps procps
 [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev"
 if [ -n "$packages" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
