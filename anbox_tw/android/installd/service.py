@@ -293,6 +293,9 @@ class InstalldService(Service):
         lock = self._locks.setdefault(key, DeferredLock())
         await lock.acquire()
         try:
+            if not self.running:
+                # waited for its turn into the stop: what has not begun does not begin
+                raise BadArgument("installd is stopping")
             return await self._work(name, arguments)
         finally:
             lock.release()

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -628,6 +629,19 @@ class ToolTests(ServiceCase):
         await service.stopService()
         self.assertEqual([await slow, await waiting], [b"-1", b"-1"])
         self.assertLess(time.monotonic() - began, 20)
+
+    async def test_what_waits_for_its_turn_does_not_begin_in_a_service_that_stops(self) -> None:
+        service = self.start(tools={"dexopt": self.tool("exec sleep 100")})
+        slow = service.execute(b"dexopt /data/app/a.apk 1 com.x arm 1 ! 0 speed ! !")
+        waiting = service.execute(b"create_app_data ! com.x 0 3 10001 default 24")
+        # A client that keeps the stop from going on until the killed tool has given way to the waiting command.
+        lingering = Mock(gone=Deferred())
+        waiting.addBoth(lambda result: (lingering.gone.callback(None), result)[1])
+        service.clients.add(lingering)
+        await service.stopService()
+        self.assertEqual([await slow, await waiting], [b"-1", b"-1"])
+        self.assertFalse((self.data / "user/0/com.x").exists())
+        self.assertFalse((self.data / "data/com.x").exists())
 
     async def test_a_tool_that_cannot_run_and_one_that_never_ends(self) -> None:
         self.patch(service_module, "TOOL_TIMEOUT_S", 0.1)
