@@ -14,6 +14,7 @@ PACKAGE = REPOSITORY / "anbox_tw"
 
 LAYERS = [
     {"network", "interfaces", "errors", "_limits", "_version"},
+    {"device"},
     {"adb", "qemu", "rpc", "console"},
     {"testing"},
     {"container", "session", "android", "netd", "guest"},

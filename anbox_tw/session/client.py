@@ -123,6 +123,21 @@ class SessionClient:
         """Replace the text of the clipboard."""
         return self.channel.call("set_clipboard", pb.Clipboard(text=text), pb.Done).addCallback(_nothing)
 
+    def device(self, verb: str, **arguments: Any) -> Deferred[Any]:
+        """Read or change the device; see `anbox_tw.session.verbs` for what there is.
+
+        Args:
+            verb: for example ``get`` or ``sensor.set``.
+            arguments: JSON-able, by name.
+
+        Returns:
+            Fires with the verb's result.
+        """
+        request = pb.DeviceRequest(verb=verb, arguments=json.dumps(arguments))
+        return self.channel.call("device", request, pb.DeviceAnswer).addCallback(
+            lambda answer: json.loads(answer.result)
+        )
+
     def when_lost(self) -> Deferred[str]:
         """A Deferred of the caller's own: fires with the reason when the connection has ended."""
         return self.channel.when_closed().addCallback(lambda closed: closed.cause)

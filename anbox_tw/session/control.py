@@ -73,6 +73,7 @@ class SessionControl:
             ("list_applications", pb.ListApplications, self._list_applications),
             ("get_clipboard", Void, self._get_clipboard),
             ("set_clipboard", pb.Clipboard, self._set_clipboard),
+            ("device", pb.DeviceRequest, self._device),
         ):
             dispatcher.register(name, request, self._checked(handler))
         self.factory = RpcFactory(clock, dispatcher)
@@ -191,3 +192,13 @@ class SessionControl:
     async def _set_clipboard(self, request: pb.Clipboard, peer: Peer) -> pb.Done:
         await self._clipboard.set_text(request.text)
         return pb.Done()
+
+    async def _device(self, request: pb.DeviceRequest, peer: Peer) -> pb.DeviceAnswer:
+        try:
+            arguments = json.loads(request.arguments or "{}")
+        except ValueError as error:
+            raise BadRequest(f"the arguments of {request.verb!r} are no JSON: {error}") from error
+        if not isinstance(arguments, dict):
+            raise BadRequest(f"the arguments of {request.verb!r} must be a JSON object")
+        result = await self._session.verbs.run(request.verb, arguments)
+        return pb.DeviceAnswer(result=json.dumps(result))

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults, succ
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anbox_tw.device import Device
 from anbox_tw.interfaces import IClipboard, IPipeService
 from anbox_tw.network import PortAllocator, RuntimePaths, UnixListener
 from anbox_tw.qemu.adb import AdbPipeService
@@ -28,6 +29,7 @@ from anbox_tw.session.bridge import Bridge
 from anbox_tw.session.clipboard import Clipboard
 from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
 from anbox_tw.session.control import SessionControl
+from anbox_tw.session.verbs import DeviceVerbs
 
 __all__ = ["NULL_SERVICES", "SessionService", "SessionSettings"]
 
@@ -65,6 +67,8 @@ class SessionSettings:
         environment: for the guest's init.
         standalone: no container manager: the guest is brought by somebody else.
         single_window: whole Android is one window, so its application manager is launched after the boot.
+        disabled_sensors: names of sensors that the device does not have.
+        window_size: width and height of the display, pixels.
     """
 
     paths: RuntimePaths
@@ -80,6 +84,8 @@ class SessionSettings:
     environment: tuple[tuple[str, str], ...] = ()
     standalone: bool = False
     single_window: bool = False
+    disabled_sensors: tuple[str, ...] = ()
+    window_size: tuple[int, int] = (1024, 768)
 
 
 class SessionService(Service):
@@ -94,10 +100,13 @@ class SessionService(Service):
         connect_manager: reaches the container manager.
         ports: where the ADB ports come from.
         clipboard: shared with the guest.
+        device: the model of its hardware; made after the settings by default.
         stop: called with a reason when a caller on the control socket wants the session to end; by default that stops
             this service.
 
     Attributes:
+        device: the model of its hardware.
+        verbs: what the control socket's ``device`` call knows.
         registry: the pipe services.
         state: phase and levels.
         bridge: to the guest's Android side.
@@ -115,12 +124,16 @@ class SessionService(Service):
         *,
         ports: PortAllocator | None = None,
         clipboard: IClipboard | None = None,
+        device: Device | None = None,
         stop: Callable[[str], object] | None = None,
     ) -> None:
         self._reactor = reactor
         self.settings = settings
         self.paths = settings.paths
         self.clipboard = clipboard or Clipboard()
+        width, height = settings.window_size
+        self.device = device or Device(disabled_sensors=settings.disabled_sensors, width=width, height=height)
+        self.verbs = DeviceVerbs(self.device)
         self.started_at = 0.0
         self.container_info: dict[str, Any] = {}
         self._container_told = ("absent", "")

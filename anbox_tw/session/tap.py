@@ -10,6 +10,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python import usage
 
+from anbox_tw.device import SENSORS
 from anbox_tw.errors import ConfigError
 from anbox_tw.network import RuntimePaths, check_instance_name
 from anbox_tw.network.systemd import notify
@@ -26,16 +27,8 @@ _log = Logger()
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "fatal")
 PLATFORMS = ("sdl", "null")
 
-SENSORS = (
-    "acceleration",
-    "magnetic-field",
-    "orientation",
-    "temperature",
-    "proximity",
-    "light",
-    "pressure",
-    "humidity",
-)
+MAX_PIXELS = 16384
+"""Of a side of the display; what the device model takes."""
 
 LATER = "accepted as in the original; nothing here draws or reads input yet, so it changes nothing"
 
@@ -85,9 +78,9 @@ class Options(CommandOptions):
             "disabled-sensors",
             None,
             "",
-            "Sensors the guest shall not have, by comma. " + LATER[0].upper() + LATER[1:] + ".",
+            "Sensors the guest shall not have, by comma.",
         ],
-        ["window-size", None, "1024,768", "Width and height for --single-window; " + LATER + "."],
+        ["window-size", None, "1024,768", "Width and height of the display, in pixels."],
         ["desktop_file_hint", None, "", "For desktop shells; " + LATER + "."],
     ]
 
@@ -172,7 +165,7 @@ class Options(CommandOptions):
         for name in ("image", "rootfs", "data-path"):
             if self[name] and self[name] != "host":
                 self[name] = os.path.abspath(self[name])
-        self._check_window_size()
+        self._window_size()
         unknown = {name for name in self["disabled-sensors"].split(",") if name} - set(SENSORS)
         if unknown:
             _log.warn("--disabled-sensors: no sensor is called {names}", names=", ".join(sorted(unknown)))
@@ -204,6 +197,8 @@ class Options(CommandOptions):
             extra_properties=tuple(properties),
             standalone=bool(self["standalone"]),
             single_window=bool(self["single-window"]),
+            disabled_sensors=tuple(name for name in self["disabled-sensors"].split(",") if name),
+            window_size=self._window_size(),
         )
 
     @property
@@ -228,10 +223,15 @@ class Options(CommandOptions):
                 values=", ".join(values),
             )
 
-    def _check_window_size(self) -> None:
+    def _window_size(self) -> tuple[int, int]:
         width, _, height = self["window-size"].partition(",")
-        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            raise usage.UsageError(f"--window-size {self['window-size']}: write it as 1024,768")
+        if not all(
+            text.isascii() and text.isdigit() and 0 < int(text) <= MAX_PIXELS for text in (width, height)
+        ):
+            raise usage.UsageError(
+                f"--window-size {self['window-size']}: write it as 1024,768, each 1 to {MAX_PIXELS}"
+            )
+        return int(width), int(height)
 
     def _console_port(self) -> int | None:
         text = self["console-port"]

@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -21,6 +22,7 @@ from anbox_tw.network import RuntimePaths, free_port
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.rpc import RemoteError
 from anbox_tw.rpc._pb import anbox_bridge_pb2 as pb
+from anbox_tw.rpc._pb import anbox_session_pb2 as session_pb
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Void
 from anbox_tw.session import bridge as bridge_module
 from anbox_tw.session.client import SessionClient, connect
@@ -321,6 +323,30 @@ class ControlTests(SessionCase):
         self.assertEqual(await client.get_clipboard(), "")
         await client.set_clipboard("ü")
         self.assertEqual(await client.get_clipboard(), "ü")
+
+    async def test_the_device_is_read_and_changed(self) -> None:
+        self.session.startService()
+        client = await self.client()
+        self.assertEqual((await client.device("get", part="battery"))["capacity"], 100)
+        state = await client.device("set", part="battery", values={"capacity": "5", "ac": "off"})
+        self.assertEqual((state["capacity"], state["ac"]), (5, False))
+        self.assertEqual(self.session.device.battery.state.capacity, 5)
+        self.session.verbs.register("later", lambda word: deferLater(reactor, 0, lambda: [word]))
+        self.assertEqual(await client.device("later", word="x"), ["x"])
+        for verb, arguments, part_of_cause in (
+            ("warp", {}, "knows no 'warp'"),
+            ("get", {"part": "wings"}, "no 'wings'"),
+            ("get", {"piece": "battery"}, "piece"),
+            ("set", {"part": "battery", "values": {"capacity": 101}}, "0 to 100"),
+            ("set", {"part": "battery", "values": []}, "object"),
+        ):
+            with self.assertRaises(RemoteError) as caught:
+                await client.device(verb, **arguments)
+            self.assertIn(part_of_cause, str(caught.exception))
+        with self.assertRaises(RemoteError):
+            await client.channel.call("device", session_pb.DeviceRequest(verb="get", arguments="["), Void)
+        with self.assertRaises(ValueError):
+            self.session.verbs.register("get", dict)
 
     async def test_stop_is_answered_and_then_done(self) -> None:
         client, _ = await self.booted()

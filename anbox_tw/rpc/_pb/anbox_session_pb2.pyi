@@ -186,3 +186,21 @@ class Clipboard(_message.Message):
     error: str
     structured_error: StructuredError
     def __init__(self, text: _Optional[str] = ..., error: _Optional[str] = ..., structured_error: _Optional[_Union[StructuredError, _Mapping]] = ...) -> None: ...
+
+class DeviceRequest(_message.Message):
+    __slots__ = ("verb", "arguments")
+    VERB_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    verb: str
+    arguments: str
+    def __init__(self, verb: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
+
+class DeviceAnswer(_message.Message):
+    __slots__ = ("result", "error", "structured_error")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    result: str
+    error: str
+    structured_error: StructuredError
+    def __init__(self, result: _Optional[str] = ..., error: _Optional[str] = ..., structured_error: _Optional[_Union[StructuredError, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,79 @@
+"""What can be asked of the device through the control socket: verbs with JSON arguments.
+
+A feature of the session registers its verbs here (``session.verbs.register("geo.fix", function)``); the command line and
+other programs reach them by `anbox_tw.session.client.SessionClient.device`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from anbox_tw.device import Device
+from anbox_tw.session.errors import BadRequest
+
+__all__ = ["DeviceVerbs"]
+
+Verb = Callable[..., Any]
+"""Takes the arguments by name; returns something JSON-able, a coroutine or a Deferred of that."""
+
+
+class DeviceVerbs:
+    """The verbs of one session.
+
+    Args:
+        device: what ``get`` and ``set`` work on.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._verbs: dict[str, Verb] = {}
+        self.register("get", self._get)
+        self.register("set", self._set)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._verbs))
+
+    def register(self, name: str, verb: Verb) -> None:
+        """Add a verb.
+
+        Raises:
+            ValueError: there is one of this name.
+        """
+        if name in self._verbs:
+            raise ValueError(f"the verb {name} is registered already")
+        self._verbs[name] = verb
+
+    async def run(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Run a verb.
+
+        Raises:
+            BadRequest: there is no such verb, or these are not its arguments.
+            anbox_tw.errors.AnboxError: what the verb itself raised.
+        """
+        verb = self._verbs.get(name)
+        if verb is None:
+            raise BadRequest(f"the device knows no {name!r}", f"it knows {', '.join(self)}")
+        try:
+            inspect.signature(verb).bind(**arguments)
+        except TypeError as error:
+            raise BadRequest(f"{name}: {error}") from error
+        result = verb(**arguments)
+        if isinstance(result, Deferred) or inspect.isawaitable(result):
+            result = await result
+        return result
+
+    def _get(self, part: str = "") -> Any:
+        """A part of the device, or all of it."""
+        return self._device.part(part).as_dict() if part else self._device.as_dict()
+
+    def _set(self, part: str, values: Mapping[str, Any]) -> Any:
+        """Change fields of a part; the answer is its new state."""
+        target = self._device.part(part)
+        if not isinstance(values, Mapping):
+            raise BadRequest("set: values must be an object of field and value")
+        target.update_from_text(values)
+        return target.as_dict()
