@@ -42,9 +42,9 @@ def guest_rc(python: str, dev: str, root: str) -> str:
     """
     words = {
         "python": quote(python),
-        "dev": quote(dev),
-        "root": quote(root),
-        "data": quote(os.path.join(root, "data")),
+        "dev": quote(dev.replace("$", "$$")),
+        "root": quote(root.replace("$", "$$")),
+        "data": quote(os.path.join(root, "data").replace("$", "$$")),
     }
     return """\
 on boot

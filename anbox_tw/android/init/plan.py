@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from anbox_tw.android.aid import decode_id
+from anbox_tw.android.errors import RcError
 from anbox_tw.android.init.spawn import Launch, SocketLaunch
-from anbox_tw.android.rc import RcService
+from anbox_tw.android.rc import RcService, expand
 
 __all__ = ["has_every_id", "plan_launch"]
 
@@ -21,6 +22,7 @@ def plan_launch(
     inherit_output: bool,
     limits: Sequence[tuple[int, int, int]],
     strict: bool,
+    get_property: Callable[[str], str] | None,
 ) -> Launch:
     """Turn names into numbers and put all together.
 
@@ -32,8 +34,15 @@ def plan_launch(
         inherit_output: it keeps our standard output and error.
         limits: resource limits: number, soft, hard.
         strict: what the kernel refuses ends the child.
+        get_property: gives a property's value; the arguments behind the program are expanded with it, as in
+            ``Service::Start`` of Android 7's ``init/service.cpp``. None leaves them as they are.
     """
     unknown: list[str] = []
+    argv, failure = list(spec.arguments[:1]), ""
+    try:
+        argv += [expand(word, get_property) if get_property else word for word in spec.arguments[1:]]
+    except RcError as error:
+        failure = error.cause
 
     def number(text: str, group: bool) -> int:
         if not text:
@@ -44,7 +53,8 @@ def plan_launch(
         return found or 0
 
     return Launch(
-        argv=spec.arguments,
+        argv=argv,
+        failure=failure,
         environment={**environment, **dict(spec.environment)},
         sockets=[
             SocketLaunch(

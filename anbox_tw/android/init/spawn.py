@@ -69,6 +69,7 @@ class Launch:
 
     Attributes:
         argv: program and arguments.
+        failure: why the arguments cannot be had; the child then ends as one that cannot be executed.
         environment: what it gets, before its sockets.
         sockets: made in this order.
         socket_directory: where.
@@ -88,6 +89,7 @@ class Launch:
 
     argv: Sequence[str]
     environment: Mapping[str, str]
+    failure: str = ""
     sockets: Sequence[SocketLaunch] = ()
     socket_directory: str = "/dev/socket"
     writepid: Sequence[str] = ()
@@ -238,6 +240,9 @@ def _child(
         if os.getppid() != plan.parent:
             os._exit(EXIT_CANNOT_START)
         _keep_only(sockets, write)
+        if plan.failure:
+            _report(write, f"arguments of {plan.argv[0]}", plan.failure, fatal=True)
+            raise _Fatal
         try:
             os.execve(plan.argv[0], list(plan.argv), environment)  # noqa: S606  # that is what init does
         except OSError as error:

@@ -453,6 +453,8 @@ class Init(Service):
             inherit_output=self._inherit_output,
             limits=list(self.limits.values()),
             strict=self.strict,
+            # the words of an exec command were expanded with the command
+            get_property=None if service.flags & Flag.EXEC else self.store.get,
         )
         try:
             pid, report = self._launch(plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from anbox_tw.android.aid import decode_id
 from anbox_tw.android.errors import RcError
@@ -84,12 +84,21 @@ def _id(text: str, what: str) -> Iterator[str]:
         )
 
 
+def _references(arguments: Iterable[str]) -> Iterator[str]:
+    for argument in arguments:
+        try:
+            references(argument)
+        except RcError as error:
+            yield error.cause
+
+
 def _service(service: RcService) -> Iterator[str]:
     if len("init.svc." + service.name) >= 32:
         # PROP_NAME_MAX; cannot happen within the 16 characters of a name, but a made configuration can have it
         yield "the name is too long for init.svc.*"
     if not service.path.startswith("/"):
         yield f"the program '{service.path}' is not an absolute path"
+    yield from _references(service.arguments[1:])
     yield from _id(service.user, "user")
     for group in (service.group, *service.supplementary):
         yield from _id(group, "group")
@@ -112,11 +121,7 @@ def _service(service: RcService) -> Iterator[str]:
 
 def _command(config: RcConfig, command: Command, whole: bool) -> Iterator[str]:
     name, arguments = command.name, command.arguments
-    for argument in arguments:
-        try:
-            references(argument)
-        except RcError as error:
-            yield error.cause
+    yield from _references(arguments)
     if any("$" in argument for argument in arguments):
         return  # the rest can only be judged when it runs
     match name:

@@ -227,6 +227,21 @@ class DaemonTests(InitCase):
         self.assertEqual(init.services["a"].last_exit, "exited with status 127")
         await init.stopService()
 
+    async def test_arguments_are_expanded_as_the_service_starts(self) -> None:
+        out = self.directory / "out"
+        init = self.start(
+            "on boot\n setprop demo.word told\n start a\n start b\n start c\n"
+            f'service a /bin/sh -c "echo $$1 $$2 $$3 >{out}" sh ${{demo.word}} ${{demo.none:-else}} x$$y\n oneshot\n'
+            "service b /bin/true ${demo.none}\n oneshot\n"
+            "service c /bin/true ${demo.none\n oneshot\n"
+        )
+        await self.until(lambda: all(init.services[name].last_exit for name in "abc"))
+        self.assertEqual(out.read_text(), "told else x$y\n")
+        self.assertEqual(init.services["b"].last_exit, "exited with status 127")
+        self.assertTrue(any("'demo.none' doesn't exist" in text for text in init.services["b"].grants))
+        self.assertEqual(init.services["c"].last_exit, "exited with status 127")
+        await init.stopService()
+
 
 def _alive(pid: int) -> bool:
     try:
