@@ -6,6 +6,8 @@ What tells who is there is a directory of *leases* in ``/run``, one for each net
 * A lease is a file that its manager keeps locked (``flock``) while the container is there. The kernel
   drops the lock when the manager dies, in whatever way: no counter can be wrong after a crash.
 * ``state.json`` says what was made and what was there before. It is written before anything is made.
+* What is made is made by netd's code (`anbox_tw.netd.bridge`), which notes each change of the kernel in
+  ``kernel.journal`` before it makes it.
 * All of it is read and changed under one lock. Whoever finds a state without a living lease takes down
   what it names: the next container's start, or the undoing of the dead one's journal.
 
@@ -20,7 +22,8 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -32,6 +35,12 @@ from anbox_tw.container.commands import Completed
 from anbox_tw.container.diagnosis import DiagnosedError
 from anbox_tw.container.journal import Journal, UndoContext, UndoKind
 from anbox_tw.container.spec import NetworkSpec
+from anbox_tw.errors import AnboxError
+from anbox_tw.netd.bridge import Bridge
+from anbox_tw.netd.children import Completed as NftCompleted
+from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.kernel_journal import KernelJournal
+from anbox_tw.netd.namespace import NetworkNamespace
 
 __all__ = ["NETWORK_KIND", "ContainerNetwork", "Lease", "host_name_servers"]
 
@@ -42,6 +51,7 @@ RESOLV_CONFS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 """The second has what systemd-resolved asks when the first only names its stub."""
 
 RUN_DIRECTORY = "/run/anbox/network"
+KERNEL_JOURNAL = "kernel.journal"
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 _log = Logger()
@@ -98,7 +108,7 @@ class _Locked:
     # -- the state --
 
     def read(self) -> dict[str, Any] | None:
-        return _read_json(f"{self.directory}/state.json")
+        return _state_in(_read_json(f"{self.directory}/state.json"))
 
     def write(self, state: Mapping[str, Any]) -> None:
         _write_json(f"{self.directory}/state.json", state)
@@ -144,7 +154,7 @@ class _Locked:
 
     def remove(self) -> None:
         """Delete the directory; whoever waits for its lock will make a new one."""
-        for name in ("state.json", "lock"):
+        for name in ("state.json", KERNEL_JOURNAL, "lock"):
             try:
                 os.unlink(f"{self.directory}/{name}")
             except FileNotFoundError:
@@ -159,7 +169,20 @@ class _Locked:
 
 def _state_of(leases: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The state as the leases remember it, should its own file be damaged."""
-    return next((each["state"] for each in leases.values() if isinstance(each.get("state"), dict)), None)
+    return next((each["state"] for each in leases.values() if _state_in(each.get("state"))), None)
+
+
+def _state_in(value: Any) -> dict[str, Any] | None:
+    """The state that was read, if it is one."""
+    try:
+        ipaddress.IPv4Network(value["subnet"])
+        ipaddress.IPv4Address(value["gateway"])
+        good = isinstance(value["created"], bool) and all(
+            isinstance(value[key], str) for key in ("bridge", "table")
+        )
+    except (TypeError, KeyError, ValueError):
+        return None
+    return value if good else None
 
 
 def _read_json(path: str) -> dict[str, Any] | None:
@@ -265,14 +288,14 @@ class ContainerNetwork:
             leases = locked.leases()
             state = locked.read() or _state_of(leases)
             if state is not None and not leases:
-                await _take_down(state, context)
+                await _take_down(state, locked, context)
                 state = None
             if state is None:
                 state = await self._plan(wanted, context)
             locked.write(state)
             lease, notes = self._choose(state, wanted, [str(each.get("address")) for each in leases.values()])
             locked.take(key, {"address": str(lease.address.ip), "pid": os.getpid(), "state": state})
-            notes += await self._make(state, context)
+            notes += await self._make(state, locked, context)
         finally:
             locked.release()
         return attrs.evolve(lease, notes=tuple(notes))
@@ -281,9 +304,7 @@ class ContainerNetwork:
 
     async def _plan(self, wanted: NetworkSpec, context: UndoContext) -> dict[str, Any]:
         existing = await _bridge_address(self.bridge, context)
-        with open(f"{context.proc}/sys/net/ipv4/ip_forward") as file:
-            forward = file.read(8).strip()
-        state: dict[str, Any] = {"bridge": self.bridge, "table": self.bridge, "ip_forward": forward}
+        state: dict[str, Any] = {"bridge": self.bridge, "table": self.bridge}
         if existing is not None:
             # Somebody else's, for example of Anbox's own script: it is used, and stays.
             return {**state, "created": False, "subnet": str(existing.network), "gateway": str(existing.ip)}
@@ -330,25 +351,21 @@ class ContainerNetwork:
 
     # -- making --
 
-    async def _make(self, state: Mapping[str, Any], context: UndoContext) -> list[str]:
+    async def _make(self, state: Mapping[str, Any], locked: _Locked, context: UndoContext) -> list[str]:
         """Make what is not there; each step may be repeated."""
-        bridge, subnet = state["bridge"], ipaddress.IPv4Network(state["subnet"])
-        if state["created"] and await _bridge_address(bridge, context) is None:
-            # forward_delay 0: a container's first packet does not wait for a spanning tree nobody runs
-            batch = (
-                f"link add name {bridge} type bridge forward_delay 0\n"
-                f"address add {state['gateway']}/{subnet.prefixlen} dev {bridge}\n"
-                f"link set dev {bridge} up\n"
-            )
-            result = await context.commands.run(["ip", "-batch", "-"], data=batch.encode())
-            result.require("ANBOX-C016", f"the bridge {bridge} could not be made")
-        if state["ip_forward"] != "1":
-            _set_ip_forward(context, "1")
-        ruleset = json.dumps(plan.nft_ruleset(state["table"], bridge, subnet))
-        result = await context.commands.run(["nft", "-j", "-f", "-"], data=ruleset.encode())
-        if not result.ok:
-            # Host and containers reach each other without it.
-            return [f"containers do not reach beyond the host, for nft failed: {result.error_text}"]
+        bridge = _bridge_of(state, locked, context)
+        try:
+            with _diagnosed(f"the bridge {bridge.name} could not be made"):
+                if state["created"]:
+                    await bridge.make_link()
+                bridge.forward()
+            try:
+                await bridge.make_table()
+            except KernelRefused as error:
+                # Host and containers reach each other without it.
+                return [f"containers do not reach beyond the host, for nft failed: {error.cause}"]
+        finally:
+            bridge.close()
         chains = await context.commands.run(["nft", "-j", "list", "chains"])
         dropping = plan.dropping_chains(_nftables(chains), state["table"])
         return [
@@ -393,56 +410,75 @@ def _nftables(result: Completed) -> list[Any]:
     return entries if isinstance(entries, list) else []
 
 
-async def _bridge_address(bridge: str, context: UndoContext) -> ipaddress.IPv4Interface | None:
+@contextmanager
+def _diagnosed(what: str) -> Iterator[None]:
+    """Turn what netd's code fails with into ``ANBOX-C016``."""
+    try:
+        yield
+    except DiagnosedError:
+        raise
+    except AnboxError as error:
+        raise DiagnosedError.of("ANBOX-C016", what, error.cause, error.cure) from error
+
+
+def _bridge_of(state: Mapping[str, Any], locked: _Locked, context: UndoContext) -> Bridge:
+    """The bridge that a state is about."""
+
+    async def nft(text: str) -> NftCompleted:
+        # not netd's own way: whoever gives up a container's start waits for what `Commands` has begun
+        done = await context.commands.run(["nft", "-j", "-f", "-"], data=text.encode())
+        return NftCompleted(done.status, "", done.error_text)
+
+    prefix = ipaddress.IPv4Network(state["subnet"]).prefixlen
+    return Bridge(
+        context.reactor,
+        state["bridge"],
+        f"{state['gateway']}/{prefix}",
+        table=state["table"],
+        journal=KernelJournal(f"{locked.directory}/{KERNEL_JOURNAL}", NetworkNamespace().identity()),
+        nft=nft,
+    )
+
+
+async def _bridge_address(name: str, context: UndoContext) -> ipaddress.IPv4Interface | None:
     """The IPv4 address of the bridge; ``None`` if there is no such interface.
 
     Raises:
         DiagnosedError: there is one that is not a bridge, or has no address (``ANBOX-C016``).
     """
-    # By netlink and not by sysfs: a mounted /sys may show another network namespace.
-    for link in _json_list(await _ip(context, "-j", "-d", "address", "show")):
-        if not isinstance(link, dict) or link.get("ifname") != bridge:
-            continue
-        if link.get("linkinfo", {}).get("info_kind") != "bridge":
-            raise DiagnosedError.of(
-                "ANBOX-C016",
-                f"{bridge} is not a bridge",
-                "",
-                f"rename or delete that interface: ip link delete {bridge}",
-            )
-        for address in link.get("addr_info", []):
-            if address.get("family") == "inet":
-                return ipaddress.IPv4Interface(f"{address['local']}/{address['prefixlen']}")
+    bridge = Bridge(context.reactor, name, "0.0.0.0/0")
+    try:
+        with _diagnosed("the host's network could not be looked at"):
+            seen = await bridge.look()
+    finally:
+        bridge.close()
+    if seen is None:
+        return None
+    if not seen.is_bridge:
         raise DiagnosedError.of(
             "ANBOX-C016",
-            f"the bridge {bridge} has no IPv4 address",
+            f"{name} is not a bridge",
             "",
-            f"give it one, or delete it: ip link delete {bridge}",
+            f"rename or delete that interface: ip link delete {name}",
         )
-    return None
+    if not seen.addresses:
+        raise DiagnosedError.of(
+            "ANBOX-C016",
+            f"the bridge {name} has no IPv4 address",
+            "",
+            f"give it one, or delete it: ip link delete {name}",
+        )
+    return seen.addresses[0]
 
 
-def _set_ip_forward(context: UndoContext, value: str) -> None:
-    path = f"{context.proc}/sys/net/ipv4/ip_forward"
-    try:
-        with open(path, "w") as file:
-            file.write(value)
-    except OSError as error:
-        raise DiagnosedError.of("ANBOX-C016", f"{path} cannot be set to {value}", str(error)) from error
-
-
-async def _take_down(state: Mapping[str, Any], context: UndoContext) -> None:
+async def _take_down(state: Mapping[str, Any], locked: _Locked, context: UndoContext) -> None:
     """Take down what a state names. What is not there (any more) is no failure."""
-    table, bridge = str(state.get("table")), str(state.get("bridge"))
-    result = await context.commands.run(["nft", "delete", "table", "ip", table])
-    if not result.ok and (await context.commands.run(["nft", "list", "table", "ip", table])).ok:
-        result.require("ANBOX-C016", f"the nft table {table} could not be deleted")
-    if state.get("created"):
-        result = await context.commands.run(["ip", "link", "delete", "dev", bridge])
-        if not result.ok and (await context.commands.run(["ip", "link", "show", "dev", bridge])).ok:
-            result.require("ANBOX-C016", f"the bridge {bridge} could not be deleted")
-    if state.get("ip_forward") == "0":
-        _set_ip_forward(context, "0")
+    bridge = _bridge_of(state, locked, context)
+    try:
+        with _diagnosed(f"the bridge {bridge.name} could not be taken down"):
+            await bridge.unmake()
+    finally:
+        bridge.close()
 
 
 async def _undo_network(args: Mapping[str, Any], context: UndoContext) -> None:
@@ -465,7 +501,7 @@ async def _undo_network(args: Mapping[str, Any], context: UndoContext) -> None:
         if locked.leases():
             return
         if state is not None:
-            await _take_down(state, context)
+            await _take_down(state, locked, context)
         locked.remove()
     finally:
         locked.release()

@@ -1,32 +1,43 @@
 """A bridge for containers: the link, its address, forwarding, and NAT to wherever the host's routes lead.
 
-`bridge_ruleset` is what the container manager's ``anbox0`` gets; `Bridge` does the whole through netlink, for
-applications that want a bridge of their own::
+The container manager makes its ``anbox0`` with it; so can an application that wants a bridge of its own::
 
     bridge = Bridge(reactor, "mybr0", "10.77.0.1/24")
     await bridge.make()
     ...
     await bridge.unmake()
+
+With a journal (`KernelJournal` with a path) the second half may be another process's: it makes a `Bridge` of the same
+name with the same journal, and unmakes it. Each step of `Bridge.make` may be repeated.
 """
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from attrs import frozen
+
 from anbox_tw.errors import ConfigError
-from anbox_tw.netd.children import run_tool
+from anbox_tw.netd._kernel_model import is_interface_name
+from anbox_tw.netd.children import Completed, run_tool
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.kernel_journal import KernelJournal
 from anbox_tw.netd.namespace import NamespacedReactor, NetworkNamespace
 from anbox_tw.netd.nft import errno_in, match, meta, payload
 
-__all__ = ["COMMENT", "Bridge", "bridge_ruleset"]
+__all__ = ["COMMENT", "Bridge", "BridgeSeen", "bridge_ruleset"]
 
 COMMENT: Final = "managed by anbox-tw"
 # DNS and DHCP, should the host serve them on the bridge
 SERVED_PORTS: Final = (53, 67)
 _FORWARDING: Final = "/proc/sys/net/ipv4/ip_forward"
+
+Nft = Callable[[str], Awaitable[Completed]]
+"""Runs ``nft -j -f -`` with a text."""
 
 
 def bridge_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> dict[str, Any]:
@@ -72,24 +83,55 @@ def bridge_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> di
     }
 
 
+@frozen
+class BridgeSeen:
+    """An interface that has a bridge's name.
+
+    Attributes:
+        is_bridge: whether it is one.
+        mac: its hardware address.
+        addresses: its IPv4 addresses with their prefix lengths.
+    """
+
+    is_bridge: bool
+    mac: str
+    addresses: tuple[ipaddress.IPv4Interface, ...]
+
+
 class Bridge:
     """One bridge, made and unmade.
 
     Attributes:
-        name: of the bridge, and of its nftables table.
+        name: of the bridge.
         address: the bridge's own, with the prefix length of its subnet.
+        table: name of its nftables table, of the family ``ip``.
     """
 
     def __init__(
-        self, reactor: Any, name: str, address: str, *, namespace: NetworkNamespace | None = None
+        self,
+        reactor: Any,
+        name: str,
+        address: str,
+        *,
+        namespace: NetworkNamespace | None = None,
+        table: str = "",
+        journal: KernelJournal | None = None,
+        nft: Nft | None = None,
     ) -> None:
         """Make the object; the kernel is not touched yet.
+
+        Args:
+            reactor: an fd reactor.
+            name: of the bridge.
+            address: of the bridge, ``10.77.0.1/24``.
+            namespace: where it is; our own when None.
+            table: name of the nftables table, by default the bridge's.
+            journal: what is noted before each change; by default in memory.
+            nft: runs ``nft``, by default netd's own way.
 
         Raises:
             ConfigError: the address is none of IPv4, or the name cannot be an interface's.
         """
-        from anbox_tw.netd.kernel import is_interface_name
-
         try:
             self.address = ipaddress.IPv4Interface(address)
         except ValueError as error:
@@ -101,12 +143,44 @@ class Bridge:
                 f"{name!r} cannot be the name of an interface", "use up to 15 letters and digits"
             )
         self.name = name
+        self.table = table or name
         self._reactor = reactor
         self._namespace = namespace or NetworkNamespace()
         self._there = NamespacedReactor(reactor, self._namespace)
-        self._kernel: Any = None
+        self._journal = journal or KernelJournal()
+        self._nft = nft or self._run_nft
         self._routes: Any = None
-        self._table = False
+        self._opened: Any = None
+
+    @property
+    def _kernel(self) -> Any:
+        if self._opened is None:
+            from anbox_tw.netd.kernel import Kernel
+            from anbox_tw.netd.netlink import RouteClient
+
+            self._routes = RouteClient(self._reactor, self._namespace)
+            self._opened = Kernel(self._routes, self._namespace, journal=self._journal)
+        return self._opened
+
+    async def look(self) -> BridgeSeen | None:
+        """What has the bridge's name; None for nothing.
+
+        Raises:
+            HostLacks: pyroute2 is missing.
+            KernelRefused: the kernel does not say.
+        """
+        try:
+            link = await self._kernel.link(self.name)
+        except KernelRefused as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        addresses = [
+            ipaddress.IPv4Interface(f"{each.local}/{each.prefix}")
+            for each in await self._kernel.addresses(link.index)
+            if ":" not in each.local
+        ]
+        return BridgeSeen(link.kind == "bridge", link.mac, tuple(addresses))
 
     async def make(self) -> None:
         """Make the bridge, give it its address, bring it up, forward and masquerade.
@@ -117,35 +191,94 @@ class Bridge:
             HostLacks: pyroute2 is missing.
             KernelRefused: a step is refused; EEXIST when something else has the name.
         """
-        from anbox_tw.netd.kernel import Kernel
-        from anbox_tw.netd.netlink import RouteClient
-
-        self._routes = RouteClient(self._reactor, self._namespace)
-        self._kernel = Kernel(self._routes, self._namespace)
         try:
-            if not await self._kernel.add_bridge(self.name):
-                raise KernelRefused(17, f"bridge {self.name}", "there is one already")
-            await self._kernel.add_address(self.name, str(self.address.ip), self.address.network.prefixlen)
-            await self._kernel.set_up(self.name, True)
-            self._kernel.write_sysctl(_FORWARDING, "1")
-            await self._nft(bridge_ruleset(self.name, self.name, self.address.network))
-            self._table = True
+            await self.make_link()
+            self.forward()
+            await self.make_table()
         except BaseException:
             await self.unmake()
             raise
 
-    async def _nft(self, ruleset: dict[str, Any]) -> None:
-        done = await run_tool(self._there, ["nft", "-j", "-f", "-"], stdin=json.dumps(ruleset))
+    async def make_link(self) -> None:
+        """The first step: the bridge, its address, and up. One that is ours already is completed.
+
+        Raises:
+            HostLacks: pyroute2 is missing.
+            KernelRefused: refused; EEXIST when something else has the name.
+        """
+        if not await self._kernel.add_bridge(self.name) and not await self.is_ours():
+            raise KernelRefused(errno.EEXIST, f"bridge {self.name}", "there is one already")
+        try:
+            await self._kernel.add_address(self.name, str(self.address.ip), self.address.network.prefixlen)
+        except KernelRefused as error:
+            if error.errno != errno.EEXIST:
+                raise
+        await self._kernel.set_up(self.name, True)
+
+    async def is_ours(self) -> bool:
+        """Whether the bridge is there and is the one that the journal says was made."""
+        seen = await self.look()
+        return seen is not None and self._journal.made.get(self.name) == seen.mac
+
+    def forward(self) -> None:
+        """The second step: have the kernel forward IPv4 between interfaces.
+
+        Raises:
+            KernelRefused: refused.
+        """
+        try:
+            if self._namespace.read_file(_FORWARDING).strip() != "1":
+                self._kernel.write_sysctl(_FORWARDING, "1")
+        except OSError as error:
+            raise KernelRefused(error.errno or errno.EIO, f"writing {_FORWARDING}") from error
+
+    async def make_table(self) -> None:
+        """The third step: NAT, in one transaction that makes the table anew.
+
+        Raises:
+            KernelRefused: refused, or ``nft`` is missing.
+        """
+        known = f"ip {self.table}" in self._journal.tables
+        self._journal.note_table(f"ip {self.table}", made=True)
+        try:
+            await self._transaction(bridge_ruleset(self.table, self.name, self.address.network))
+        except KernelRefused:
+            # wholly or not at all
+            self._journal.note_table(f"ip {self.table}", made=known)
+            raise
+
+    async def _run_nft(self, text: str) -> Completed:
+        return await run_tool(self._there, ["nft", "-j", "-f", "-"], stdin=text)
+
+    async def _transaction(self, ruleset: dict[str, Any]) -> None:
+        done = await self._nft(json.dumps(ruleset))
         if done.exit_code:
-            raise KernelRefused(errno_in(done.error), f"the table of {self.name}", done.error.strip()[:200])
+            said = (done.error.strip() or f"exit code {done.exit_code}")[:400]
+            raise KernelRefused(errno_in(said), f"the nftables table {self.table}", said)
 
     async def unmake(self) -> None:
-        """Take everything back; calling this again is allowed."""
-        if self._table:
-            self._table = False
-            table = {"table": {"family": "ip", "name": self.name}}
-            await self._nft({"nftables": [{"add": table}, {"delete": table}]})
-        kernel, self._kernel = self._kernel, None
-        if kernel is not None:
-            await kernel.undo_all()
+        """Take everything back; calling this again is allowed.
+
+        Raises:
+            KernelRefused: something of it cannot be taken back; the journal keeps it.
+        """
+        try:
+            if f"ip {self.table}" in self._journal.tables:
+                table = {"table": {"family": "ip", "name": self.table}}
+                # add makes delete succeed where there is none
+                await self._transaction({"nftables": [{"add": table}, {"delete": table}]})
+                self._journal.note_table(f"ip {self.table}", made=False)
+            if self.name in self._journal.made and await self.is_ours():
+                await self._kernel.delete_link(self.name)
+            if not self._journal.empty:
+                await self._kernel.undo_all()
+            self._journal.clear()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the kernel, and leave what was made; calling this again is allowed."""
+        if self._opened is not None:
+            self._opened = None
             self._routes.close()
+        self._journal.close()

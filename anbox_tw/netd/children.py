@@ -63,7 +63,8 @@ class _Tool(ProcessProtocol):
         self._parts: dict[int, list[bytes]] = {1: [], 2: []}
         self._size = 0
         self.too_much = False
-        self.done: Deferred[Completed] = Deferred()
+        # whoever gives up waiting wants no tool that goes on
+        self.done: Deferred[Completed] = Deferred(lambda _: _kill(self.transport, signal.SIGKILL))
 
     def connectionMade(self) -> None:
         assert self.transport is not None
@@ -84,7 +85,8 @@ class _Tool(ProcessProtocol):
         if code is None:
             code = -(value.signal or 0) or -1
         texts = [b"".join(self._parts[fd]).decode(errors="replace") for fd in (1, 2)]
-        self.done.callback(Completed(code, texts[0], texts[1]))
+        if not self.done.called:
+            self.done.callback(Completed(code, texts[0], texts[1]))
 
 
 def _kill(transport: Any, number: int) -> None:

@@ -1,7 +1,8 @@
 """What netd does to the kernel: links, addresses, routes, rules, sysctls; and how it is all undone.
 
-Before something is changed for the first time, what it was is noted; `Kernel.undo_all` brings that back. With
-``dry_run`` nothing is changed and each step is told instead.
+Before something is changed, what it was is noted in a `KernelJournal`; `Kernel.undo_all` brings that back, in this
+process or, after it was killed, in the next. Only what still is as we made it is brought back: what somebody else has
+changed since is theirs. With ``dry_run`` nothing is changed and each step is told instead.
 """
 
 from __future__ import annotations
@@ -9,124 +10,54 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from attrs import define, field, frozen
 from twisted.logger import Logger
 
 from anbox_tw.errors import AnboxError
+from anbox_tw.netd._kernel_model import (
+    FAMILIES,
+    FR_ACT_TO_TBL,
+    IFA_F_PERMANENT,
+    IFF_UP,
+    PROTOCOL,
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_GETRULE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    RTN_THROW,
+    RTN_UNICAST,
+    RTN_UNREACHABLE,
+    RTPROT_KERNEL,
+    Address,
+    Link,
+    Rule,
+    address_of,
+    is_interface_name,
+    link_of,
+    plain,
+)
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.kernel_journal import ROUTE_ATTRIBUTES, ROUTE_FIELDS, InterfaceNote, KernelJournal
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RouteClient
 
 __all__ = ["Address", "Kernel", "Link", "Rule", "is_interface_name"]
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-IFF_UP: Final = 0x1
-IFF_BROADCAST: Final = 0x2
-IFF_LOOPBACK: Final = 0x8
-IFF_POINTOPOINT: Final = 0x10
-IFF_RUNNING: Final = 0x40
-IFF_MULTICAST: Final = 0x1000
-IFA_F_PERMANENT: Final = 0x80
-FR_ACT_TO_TBL: Final = 1
-FR_ACT_UNREACHABLE: Final = 7
-FR_ACT_PROHIBIT: Final = 8
-RTN_UNICAST, RTN_UNREACHABLE, RTN_THROW = 1, 7, 9
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-RTPROT_KERNEL: Final = 2
-# The mark of our routes and rules, by which a later start finds what a killed daemon has left (rtm_protocol and
-# FRA_PROTOCOL; nobody else's in iproute2's rt_protos).
-PROTOCOL: Final = 0x6E
-FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
-
-# NetdConstants.cpp: isIfaceName; the kernel takes 15 bytes
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.-]{0,14}")
 _FORWARD4: Final = "/proc/sys/net/ipv4/ip_forward"
 _FORWARD6: Final = "/proc/sys/net/ipv6/conf/all/forwarding"
-
-
-def is_interface_name(name: str) -> bool:
-    """Whether a text can be the name of an interface (and cannot be a path)."""
-    # a dot is legal for VLANs; the original refuses it, and its interface list leaves such names out
-    return _NAME.fullmatch(name) is not None and ".." not in name
-
-
-@frozen
-class Link:
-    """An interface as the kernel describes it."""
-
-    index: int
-    name: str
-    flags: int
-    mtu: int
-    mac: str
-    kind: str = ""
-    master: int = 0
-
-    @property
-    def up(self) -> bool:
-        """Whether it is administratively up."""
-        return bool(self.flags & IFF_UP)
-
-
-@frozen
-class Address:
-    """An address of an interface."""
-
-    index: int
-    family: int
-    local: str
-    prefix: int
-    peer: str
-    flags: int
-    scope: int
-    broadcast: str | None = None
-    label: str | None = None
-
-
-@frozen
-class Rule:
-    """A policy rule."""
-
-    priority: int
-    table: int = 0
-    mark: int = 0
-    mask: int = 0
-    iif: str | None = None
-    oif: str | None = None
-    uids: tuple[int, int] | None = None
-    action: int = FR_ACT_TO_TBL
-
-    def describe(self) -> str:
-        """As ``ip rule`` would take it."""
-        words = [f"pref {self.priority}"]
-        if self.mask:
-            words.append(f"fwmark {self.mark:#x}/{self.mask:#x}")
-        if self.iif:
-            words.append(f"iif {self.iif}")
-        if self.oif:
-            words.append(f"oif {self.oif}")
-        if self.uids is not None:
-            words.append(f"uidrange {self.uids[0]}-{self.uids[1]}")
-        words.append({7: "unreachable", 8: "prohibit"}.get(self.action, f"lookup {self.table}"))
-        return " ".join(words)
-
-
-@define
-class _Before:
-    """An interface before we touched it."""
-
-    link: Link
-    addresses: list[Address]
-    routes: list[Any]
-    added: set[tuple[str, int]] = field(factory=set)
 
 
 class Kernel:
@@ -134,6 +65,7 @@ class Kernel:
 
     Attributes:
         namespace: whose kernel state it is.
+        journal: what it was before we changed it.
     """
 
     _log = Logger()
@@ -144,15 +76,22 @@ class Kernel:
         namespace: NetworkNamespace,
         *,
         dry_run: Callable[[str], object] | None = None,
+        journal: KernelJournal | None = None,
     ) -> None:
+        """Make the object; the kernel is not touched yet.
+
+        Args:
+            routes: its connection to rtnetlink.
+            namespace: the same as that of ``routes``.
+            dry_run: called with each change instead of making it.
+            journal: takes the notes; by default they are kept in memory.
+        """
         self._routes = routes
         self.namespace = namespace
         self._dry_run = dry_run
-        self._before: dict[int, _Before] = {}
-        self._sysctls: dict[str, str] = {}
+        self.journal = journal or KernelJournal()
         self._rules: list[tuple[int, Rule]] = []
         self._own_routes: dict[tuple[Any, ...], Any] = {}
-        self._own_links: list[str] = []
 
     def _would(self, text: str) -> bool:
         if self._dry_run is None:
@@ -167,7 +106,7 @@ class Kernel:
         found = await self._routes.dump(
             RTM_GETLINK, self._routes.build("link", {"family": 0}), "listing links"
         )
-        return [_link(each) for each in found]
+        return [link_of(each) for each in found]
 
     async def link(self, name: str) -> Link:
         """One interface.
@@ -178,22 +117,33 @@ class Kernel:
         if not is_interface_name(name):
             raise KernelRefused(errno.ENODEV, f"interface {name!r}")
         message = self._routes.build("link", {"family": 0}, [("IFLA_IFNAME", name)])
-        return _link(await self._routes.get(RTM_GETLINK, message, f"interface {name}"))
+        return link_of(await self._routes.get(RTM_GETLINK, message, f"interface {name}"))
 
-    async def _touch(self, link: Link) -> _Before:
-        before = self._before.get(link.index)
-        if before is None:
-            before = _Before(link, await self.addresses(link.index), await self._routes_through(link.index))
-            self._before.setdefault(link.index, before)
-            before = self._before[link.index]
-        return before
+    async def _touch(self, link: Link) -> InterfaceNote | None:
+        """Note an interface; None for one that we made, which is taken away as a whole."""
+        if self.journal.made.get(link.name, "-") == link.mac:
+            return None
+        if link.index not in self.journal.interfaces:
+            routes = [
+                (
+                    {key: each[key] for key in ROUTE_FIELDS},
+                    [(key, value) for key, value in each["attrs"] if key in ROUTE_ATTRIBUTES],
+                )
+                for each in await self._routes_through(link.index)
+            ]
+            note = InterfaceNote(
+                link.index, link.name, link.mtu, link.up, await self.addresses(link.index), routes
+            )
+            self.journal.note_interface(note)
+        return self.journal.interfaces[link.index]
 
     async def set_up(self, name: str, up: bool) -> None:
         """Bring an interface up or down."""
         link = await self.link(name)
         if self._would(f"ip link set {name} {'up' if up else 'down'}"):
             return
-        await self._touch(link)
+        if await self._touch(link) is not None:
+            self.journal.note_change(link.index, up=up)
         await self._set_link(
             link.index, {"flags": IFF_UP if up else 0, "change": IFF_UP}, [], f"{name} up or down"
         )
@@ -203,7 +153,8 @@ class Kernel:
         link = await self.link(name)
         if self._would(f"ip link set {name} mtu {mtu}"):
             return
-        await self._touch(link)
+        if await self._touch(link) is not None:
+            self.journal.note_change(link.index, mtu=mtu)
         await self._set_link(link.index, {}, [("IFLA_MTU", mtu)], f"MTU of {name}")
 
     async def _set_link(
@@ -234,16 +185,23 @@ class Kernel:
             return False
         if self._would(f"ip link add {name} type bridge"):
             return True
+        # A hardware address of its own, and not the lowest of its ports: hosts on it remember it, and by it the bridge is
+        # known as ours when it is to be taken away.
+        mac = _local_mac()
         # forward_delay 0: a container's first packet does not wait for a spanning tree nobody runs
         data = {"attrs": [("IFLA_BR_FORWARD_DELAY", 0)]}
         info = [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]
         message = self._routes.build(
             "link",
             {"family": 0},
-            [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": info})],
+            [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_LINKINFO", {"attrs": info})],
         )
-        self._own_links.append(name)
-        await self._routes.change(RTM_NEWLINK, message, f"bridge {name}", NLM_F_CREATE | NLM_F_EXCL)
+        self.journal.note_made(name, mac)
+        try:
+            await self._routes.change(RTM_NEWLINK, message, f"bridge {name}", NLM_F_CREATE | NLM_F_EXCL)
+        except KernelRefused:
+            self.journal.forget_made(name)
+            raise
         return True
 
     async def delete_link(self, name: str) -> None:
@@ -260,8 +218,7 @@ class Kernel:
         except KernelRefused as error:
             if error.errno != errno.ENODEV:
                 raise
-        if name in self._own_links:
-            self._own_links.remove(name)
+        self.journal.forget_made(name)
 
     # -- addresses
 
@@ -269,7 +226,7 @@ class Kernel:
         """The addresses of an interface."""
         message = self._routes.build("address", {"family": 0})
         found = await self._routes.dump(RTM_GETADDR, message, "listing addresses")
-        return [_address(each) for each in found if each["index"] == index]
+        return [address_of(each) for each in found if each["index"] == index]
 
     def _address_message(self, address: Address) -> Any:
         attributes = [("IFA_LOCAL", address.local), ("IFA_ADDRESS", address.peer)]
@@ -300,7 +257,7 @@ class Kernel:
             raise KernelRefused(errno.EINVAL, f"address {address}/{prefix}") from error
         if self._would(f"ip addr add {network} dev {name}"):
             return
-        before = await self._touch(link)
+        note = await self._touch(link)
         v4 = network.version == 4
         wide = v4 and prefix < 31
         wanted = Address(
@@ -313,20 +270,33 @@ class Kernel:
             RT_SCOPE_UNIVERSE,
             str(network.network.broadcast_address) if wide else None,
         )
-        await self._routes.change(
-            RTM_NEWADDR,
-            self._address_message(wanted),
-            f"address {network} of {name}",
-            NLM_F_CREATE | NLM_F_EXCL,
+        fresh = (
+            note is not None
+            and (wanted.local, prefix) not in note.added
+            and (wanted.local, prefix) not in {(a.local, a.prefix) for a in note.addresses}
         )
-        before.added.add((wanted.local, prefix))
+        if fresh:
+            self.journal.note_address(link.index, wanted.local, prefix, added=True)
+        try:
+            await self._routes.change(
+                RTM_NEWADDR,
+                self._address_message(wanted),
+                f"address {network} of {name}",
+                NLM_F_CREATE | NLM_F_EXCL,
+            )
+        except KernelRefused:
+            if fresh:
+                self.journal.note_address(link.index, wanted.local, prefix, added=False)
+            raise
 
     async def delete_address(self, name: str, address: Address) -> None:
         """Take an address away; one that is gone is all right."""
         if self._would(f"ip addr del {address.local}/{address.prefix} dev {name}"):
             return
-        await self._touch(await self.link(name))
+        note = await self._touch(await self.link(name))
         await self._drop_address(address)
+        if note is not None:
+            self.journal.note_address(note.index, address.local, address.prefix, added=False)
 
     async def _drop_address(self, address: Address) -> None:
         try:
@@ -487,23 +457,25 @@ class Kernel:
         """
         if self._would(f"echo {value} > {path}"):
             return
-        self._note_sysctl(path)
+        value = value.strip()
+        self.journal.note_sysctl(path, self.namespace.read_file(path).strip(), value)
         if path in (_FORWARD4, _FORWARD6):
             # writing it writes every interface's, so these are noted, too
             version = "ipv4" if path == _FORWARD4 else "ipv6"
             with self.namespace.entered():
                 names = os.listdir(f"/proc/sys/net/{version}/conf")
             for name in names:
-                self._note_sysctl(f"/proc/sys/net/{version}/conf/{name}/forwarding")
+                each = f"/proc/sys/net/{version}/conf/{name}/forwarding"
+                try:
+                    self.journal.note_sysctl(each, self.namespace.read_file(each).strip(), value)
+                except FileNotFoundError:
+                    pass  # an interface that has just gone
         self.namespace.write_file(path, value)
-
-    def _note_sysctl(self, path: str) -> None:
-        if path not in self._sysctls:
-            self._sysctls[path] = self.namespace.read_file(path).strip()
 
     def sysctl_before(self, path: str) -> str | None:
         """What a sysctl was before we changed it; None when we did not."""
-        return self._sysctls.get(path)
+        note = self.journal.sysctls.get(path)
+        return note.before if note is not None else None
 
     async def note_interface(self, name: str) -> None:
         """Note an interface's state, because something else of us is about to change it."""
@@ -527,41 +499,56 @@ class Kernel:
         for fields, attributes in reversed(list(self._own_routes.values())):
             await self._quietly(RTM_DELROUTE, "route", fields, attributes)
         self._own_routes.clear()
-        for name in reversed(list(self._own_links)):
-            try:
-                await self.delete_link(name)
-            except AnboxError as error:
-                self._log.warn("{error}", error=error)
-        for path, value in sorted(self._sysctls.items(), key=lambda item: len(item[0])):
-            try:
-                if self.namespace.read_file(path).strip() != value:
-                    self.namespace.write_file(path, value)
-            except OSError as error:
-                self._log.debug("{path}: {error}", path=path, error=error.strerror)
-        self._sysctls.clear()
-        present = {link.index: link for link in await self.links()}
-        for index, before in self._before.items():
-            if index in present:
-                try:
-                    await self._restore(before, present[index])
-                except AnboxError as error:
-                    self._log.warn("{name}: {error}", name=before.link.name, error=error)
-        self._before.clear()
+        await self._undo_notes()
 
-    async def _restore(self, before: _Before, now: Link) -> None:
-        if now.mtu != before.link.mtu:
-            await self._set_link(now.index, {}, [("IFLA_MTU", before.link.mtu)], f"MTU of {now.name}")
-        if now.up != before.link.up:
-            flags = IFF_UP if before.link.up else 0
+    async def _undo_notes(self) -> None:
+        for name, mac in reversed(list(self.journal.made.items())):
+            try:
+                if (await self.link(name)).mac == mac:
+                    await self.delete_link(name)
+            except AnboxError as error:
+                if getattr(error, "errno", None) != errno.ENODEV:
+                    self._log.warn("{error}", error=error)
+        self._undo_sysctls()
+        if self.journal.interfaces:
+            present = {link.index: link for link in await self.links()}
+            for index, note in self.journal.interfaces.items():
+                if index in present:
+                    try:
+                        await self._restore(note, present[index])
+                    except AnboxError as error:
+                        self._log.warn("{name}: {error}", name=note.name, error=error)
+        self.journal.clear()
+
+    def _undo_sysctls(self) -> None:
+        notes = sorted(self.journal.sysctls.items(), key=lambda item: len(item[0]))
+        # looked at before the first is written: forwarding for all writes those of the interfaces
+        ours = {path for path, note in notes if self._sysctl(path) in note.ours}
+        for path, note in notes:
+            if path in ours and self._sysctl(path) != note.before:
+                try:
+                    self.namespace.write_file(path, note.before)
+                except OSError as error:
+                    self._log.warn("{path}: {error}", path=path, error=error.strerror)
+
+    def _sysctl(self, path: str) -> str | None:
+        try:
+            return self.namespace.read_file(path).strip()
+        except OSError:
+            return None  # of an interface that is gone
+
+    async def _restore(self, note: InterfaceNote, now: Link) -> None:
+        if now.mtu in note.our_mtus and now.mtu != note.mtu:
+            await self._set_link(now.index, {}, [("IFLA_MTU", note.mtu)], f"MTU of {now.name}")
+        if now.up in note.our_ups and now.up != note.up:
+            flags = IFF_UP if note.up else 0
             await self._set_link(now.index, {"flags": flags, "change": IFF_UP}, [], f"{now.name} as it was")
-        had = {(a.local, a.prefix) for a in before.addresses}
         have = await self.addresses(now.index)
         for address in have:
-            key = (address.local, address.prefix)
-            if key in before.added and key not in had:
+            if (address.local, address.prefix) in note.added:
                 await self._drop_address(address)
         present = {(a.local, a.prefix) for a in have}
-        for address in before.addresses:
+        for address in note.addresses:
             if address.flags & IFA_F_PERMANENT and (address.local, address.prefix) not in present:
                 try:
                     await self._routes.change(
@@ -572,33 +559,39 @@ class Kernel:
                     )
                 except KernelRefused as error:
                     self._log.warn("{error}", error=error)
-        if not before.link.up:
+        if not note.up:
             return
-        for route in before.routes:
-            attributes = [
-                (key, value)
-                for key, value in route["attrs"]
-                if key in ("RTA_DST", "RTA_OIF", "RTA_GATEWAY", "RTA_TABLE", "RTA_PRIORITY", "RTA_PREFSRC")
-            ]
-            fields = {key: route[key] for key in ("family", "dst_len", "table", "proto", "type", "scope")}
+        for known, attributes in note.routes:
+            fields = dict(known)
             if (
                 fields["scope"] == RT_SCOPE_UNIVERSE
-                and not route.get_attr("RTA_GATEWAY")
+                and not any(key == "RTA_GATEWAY" for key, _ in attributes)
                 and fields["family"] == socket.AF_INET
             ):
                 fields["scope"] = RT_SCOPE_LINK
             await self._quietly(RTM_NEWROUTE, "route", fields, attributes, NLM_F_CREATE | NLM_F_EXCL)
 
-    async def remove_leftovers(self) -> None:
-        """Take away the rules and routes that a killed daemon has left in this namespace."""
+    async def remove_leftovers(self, *, marked: bool = True) -> None:
+        """Undo what a killed daemon has left in this namespace.
+
+        Args:
+            marked: also the rules and routes with our protocol number, which may be those of another netd that lives.
+        """
         if self._dry_run is not None:
+            return
+        if not self.journal.empty:
+            self._log.info(
+                "undoing what a netd that was killed has left, after {path}", path=self.journal.path
+            )
+            await self._undo_notes()
+        if not marked:
             return
         for family in FAMILIES:
             message = self._routes.build("rule", {"family": family})
             for each in await self._routes.dump(RTM_GETRULE, message, "listing rules"):
                 if each.get_attr("FRA_PROTOCOL") == PROTOCOL:
                     fields = {key: each[key] for key in ("family", "action", "table")}
-                    await self._quietly(RTM_DELRULE, "rule", fields, _plain(each["attrs"]))
+                    await self._quietly(RTM_DELRULE, "rule", fields, plain(each["attrs"]))
             message = self._routes.build("route", {"family": family})
             for each in await self._routes.dump(RTM_GETROUTE, message, "listing routes"):
                 if each["proto"] == PROTOCOL:
@@ -611,44 +604,6 @@ class Kernel:
                     )
 
 
-def _plain(attributes: Any) -> list[tuple[str, Any]]:
-    keep = (
-        "FRA_PRIORITY",
-        "FRA_PROTOCOL",
-        "FRA_TABLE",
-        "FRA_FWMARK",
-        "FRA_FWMASK",
-        "FRA_IIFNAME",
-        "FRA_OIFNAME",
-        "FRA_UID_RANGE",
-    )
-    return [(key, value) for key, value in attributes if key in keep]
-
-
-def _link(message: Any) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
-    kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
-    return Link(
-        message["index"],
-        message.get_attr("IFLA_IFNAME") or "",
-        message["flags"],
-        message.get_attr("IFLA_MTU") or 0,
-        message.get_attr("IFLA_ADDRESS") or "",
-        kind or "",
-        message.get_attr("IFLA_MASTER") or 0,
-    )
-
-
-def _address(message: Any) -> Address:
-    peer = message.get_attr("IFA_ADDRESS")
-    return Address(
-        message["index"],
-        message["family"],
-        message.get_attr("IFA_LOCAL") or peer,
-        message["prefixlen"],
-        peer,
-        message.get_attr("IFA_FLAGS") or message["flags"],
-        message["scope"],
-        message.get_attr("IFA_BROADCAST"),
-        message.get_attr("IFA_LABEL"),
-    )
+def _local_mac() -> str:
+    """A hardware address of the range that everybody may use, at random."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, *os.urandom(5)))

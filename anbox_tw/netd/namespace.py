@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,6 +20,7 @@ from anbox_tw.errors import ConfigError, HostLacks, PermissionRefused
 __all__ = ["NamespacedReactor", "NetworkNamespace"]
 
 _CLONE_NEWNET: Final = 0x40000000
+_SO_NETNS_COOKIE: Final = 71
 # where iproute2 keeps its names
 NETNS_DIRECTORY: Final = "/run/netns"
 
@@ -75,6 +77,21 @@ class NetworkNamespace:
                 os.close(fd)
         if self._fd is not None:
             self._fd = self._home = -1
+
+    def identity(self) -> str:
+        """A text that no other namespace has, nor had since this boot, nor has in another boot."""
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read(64).strip()
+        with self.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            try:
+                cookie = int.from_bytes(
+                    probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder
+                )
+            except OSError:
+                # before Linux 5.14; numbers of files are given again when a namespace is gone
+                with self.entered():
+                    cookie = os.stat("/proc/thread-self/ns/net").st_ino
+        return f"{boot}/{cookie}"
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ def pyroute2_parts() -> SimpleNamespace:
         from pyroute2.netlink.rtnl.rtmsg import rtmsg
     except ImportError as error:
         raise HostLacks(
-            f"netd needs pyroute2, which cannot be imported: {error}", "pip install 'anbox-tw[netd]'"
+            f"netd needs pyroute2, which cannot be imported: {error}", "pip install pyroute2"
         ) from error
 
     class nflog_msg(nfgen_msg):  # type: ignore[misc]  # pyroute2 is untyped

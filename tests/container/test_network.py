@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import ipaddress
 import json
@@ -9,9 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from anbox_tw.container.commands import Commands
@@ -21,6 +24,10 @@ from anbox_tw.container.network import ContainerNetwork, host_name_servers
 from anbox_tw.container.network_plan import DEFAULT_SUBNET, FALLBACK_DNS, overlapping, routes_of
 from anbox_tw.container.spec import NetworkSpec
 from anbox_tw.container.undo import default_kinds
+from anbox_tw.errors import HostLacks
+from anbox_tw.netd import netlink
+from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.kernel import Kernel
 from tests.container.lxc_support import default_reactor, read, run
 from tests.support import REPOSITORY, need_root, need_tool
 
@@ -225,6 +232,13 @@ class BridgeTests(NetworkCase):
 
 
 class SickHostTests(NetworkCase):
+    @staticmethod
+    def refusing(number: int) -> Callable[..., Awaitable[None]]:
+        async def refuse(*args: Any, **options: Any) -> None:
+            raise KernelRefused(number, "a change")
+
+        return refuse
+
     def with_tools(self, **scripts: str) -> Journal:
         """A journal whose tools are replaced by scripts, where one is named."""
         directory = f"{self.directory}/tools"
@@ -260,31 +274,45 @@ class SickHostTests(NetworkCase):
             journal.close()
 
     async def test_a_bridge_that_cannot_be_made(self) -> None:
-        journal = self.with_tools(
-            ip='case "$*" in *batch*) echo refused >&2; exit 2;; *) exec /usr/sbin/ip "$@";; esac'
-        )
+        journal = self.journal("sick")
+        # what the kernel does refuse: an address for the bridge that is half made
+        self.patch(Kernel, "add_address", self.refusing(errno.ENOBUFS))
         with self.assertRaises(DiagnosedError) as caught:
             await self.network.acquire("one", NetworkSpec(), journal)
         self.assertEqual(caught.exception.code, "ANBOX-C016")
-        self.assertIn("refused", caught.exception.cause)
+        self.assertIn("No buffer space", caught.exception.cause)
         await journal.undo_all()
         self.assertEqual(self.look(), self.before)
 
     async def test_what_cannot_be_taken_down_is_told(self) -> None:
         journal = self.with_tools()
         await self.network.acquire("one", NetworkSpec(), journal)
-        for tool, script in (
-            ("nft", 'case "$1" in delete) echo busy >&2; exit 1;; *) exit 0;; esac'),
-            ("ip", 'case "$2" in delete) echo busy >&2; exit 1;; *) exec /usr/sbin/ip "$@";; esac'),
-        ):
-            path = f"{self.directory}/tools/{tool}"
-            with open(path, "w") as file:
-                file.write(f"#!/bin/sh\n{script}\n")
-            os.chmod(path, 0o755)
-            with self.assertRaises(DiagnosedError) as caught:
-                await journal.undo_all()
-            self.assertIn("busy", caught.exception.cause)
-            os.unlink(path)
+        path = f"{self.directory}/tools/nft"
+        with open(path, "w") as file:
+            file.write("#!/bin/sh\necho busy >&2; exit 1\n")
+        os.chmod(path, 0o755)
+        with self.assertRaises(DiagnosedError) as caught:
+            await journal.undo_all()
+        self.assertIn("busy", caught.exception.cause)
+        os.unlink(path)
+        patched = self.patch(Kernel, "delete_link", self.refusing(errno.EBUSY))
+        with self.assertRaises(DiagnosedError) as caught:
+            await journal.undo_all()
+        self.assertIn("busy", caught.exception.cause)
+        patched.restore()
+        await journal.undo_all()
+        self.assertEqual(self.look(), self.before)
+
+    async def test_without_pyroute2(self) -> None:
+        def missing() -> None:
+            raise HostLacks("netd needs pyroute2, which cannot be imported", "pip install pyroute2")
+
+        self.patch(netlink, "pyroute2_parts", missing)
+        journal = self.journal("one")
+        with self.assertRaises(DiagnosedError) as caught:
+            await self.network.acquire("one", NetworkSpec(), journal)
+        self.assertEqual(caught.exception.code, "ANBOX-C016")
+        self.assertIn("pip install", caught.exception.cure)
         await journal.undo_all()
         self.assertEqual(self.look(), self.before)
 
@@ -383,3 +411,41 @@ class CrashTests(NetworkCase):
             with self.assertRaises(DiagnosedError) as caught:
                 await self.network.acquire("two", NetworkSpec(), self.journal("two"))
             self.assertIn("another manager", caught.exception.cause)
+
+
+class KilledAtEachStepTests(TestCase):
+    timeout = 120
+
+    async def test_the_successor_leaves_the_namespace_as_it_was(self) -> None:
+        need_root()
+        for tool in ("ip", "nft", "unshare"):
+            need_tool(tool)
+        directory = os.path.abspath(self.mktemp())
+        os.mkdir(directory)
+        # an interface that forwards while the host as a whole does not: that, too, is as it was
+        script = (
+            "ip link set lo up && ip link add other type bridge && echo 0 > /proc/sys/net/ipv4/ip_forward"
+            ' && echo 1 > /proc/sys/net/ipv4/conf/other/forwarding && exec "$@"'
+        )
+        words = ["unshare", "-n", "sh", "-c", script, "sh"]
+        words += [sys.executable, "-m", "tests.container.network_victim", directory]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        done = await deferToThread(
+            lambda: subprocess.run(
+                words, capture_output=True, text=True, env=environment, check=False, timeout=110
+            )
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        for each in found:
+            where = (each["where"], each["number"])
+            self.assertEqual(each["status"][1:], [0, 0], (where, done.stderr))
+            self.assertEqual(each["clean"], each["before"], where)
+            self.assertEqual(each["after"], each["before"], where)
+            self.assertEqual(each["left"], [], where)
+        # they were killed where something was half made, and the last of each kind was not killed
+        killed = [each for each in found if each["status"][0] == -signal.SIGKILL]
+        self.assertEqual([each["status"][0] for each in found if each not in killed], [0, 0])
+        self.assertGreater(len(killed), 12)
+        for part in ("links", "addresses", "rules", "forwarding"):
+            self.assertGreater(sum(each["dead"][part] != each["before"][part] for each in killed), 0, part)

@@ -245,7 +245,7 @@ class DaemonTests(DaemonTestCase):
 
     async def test_without_pyroute2(self) -> None:
         def missing() -> Any:
-            raise HostLacks("netd needs pyroute2, which cannot be imported", "pip install 'anbox-tw[netd]'")
+            raise HostLacks("netd needs pyroute2, which cannot be imported", "pip install pyroute2")
 
         self.patch(netlink, "pyroute2_parts", missing)
         netd = Netd(

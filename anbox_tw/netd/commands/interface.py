@@ -6,10 +6,7 @@ import errno
 import socket
 from typing import ClassVar
 
-from anbox_tw.netd.codes import ResponseCode
-from anbox_tw.netd.commands._base import Handler, NetdCommand, atoi, failing_with, is_ipv4
-from anbox_tw.netd.errors import KernelRefused, failed, parameter, syntax
-from anbox_tw.netd.kernel import (
+from anbox_tw.netd._kernel_model import (
     IFF_BROADCAST,
     IFF_LOOPBACK,
     IFF_MULTICAST,
@@ -17,6 +14,9 @@ from anbox_tw.netd.kernel import (
     IFF_RUNNING,
     is_interface_name,
 )
+from anbox_tw.netd.codes import ResponseCode
+from anbox_tw.netd.commands._base import Handler, NetdCommand, atoi, failing_with, is_ipv4
+from anbox_tw.netd.errors import KernelRefused, failed, parameter, syntax
 from anbox_tw.netd.listener import Request
 
 __all__ = ["InterfaceCommand"]
