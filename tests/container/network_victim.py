@@ -147,7 +147,8 @@ def main() -> None:
 
             again = forked(directory, successor)
             left = [os.path.join(at, name) for at, _, names in os.walk(directory) for name in names]
-            found = {"where": where, "number": number, "status": [status, undone, again], "left": left}
+            statuses = [status, undone, again]
+            found: dict[str, Any] = {"where": where, "number": number, "status": statuses, "left": left}
             found |= {"before": before, "dead": dead, "clean": clean, "after": look()}
             sys.stdout.write(json.dumps(found) + "\n")
             sys.stdout.flush()
