@@ -1,35 +1,50 @@
-"""Backpressure for protocols that answer what they read."""
+"""Backpressure for protocols that answer what they read, and for those that report unasked."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-__all__ = ["read_no_faster_than_answers_leave"]
+__all__ = ["Flow", "read_no_faster_than_answers_leave"]
 
 
 @implementer(IPushProducer)
-class _Reading:
-    def __init__(self, transport: Any) -> None:
+class Flow:
+    """What a transport says of its peer's reading.
+
+    Attributes:
+        blocked: what was written before has not left: reports are better left out than queued.
+    """
+
+    def __init__(self, transport: Any, resumed: Callable[[], object] | None = None) -> None:
         self._transport = transport
+        self._resumed = resumed
+        self.blocked = False
 
     def pauseProducing(self) -> None:
+        self.blocked = True
         self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
+        self.blocked = False
         self._transport.resumeProducing()
+        if self._resumed is not None:
+            self._resumed()
 
     def stopProducing(self) -> None:
-        pass
+        self.blocked = True
 
 
-def read_no_faster_than_answers_leave(transport: Any) -> None:
+def read_no_faster_than_answers_leave(transport: Any, resumed: Callable[[], object] | None = None) -> Flow:
     """Stop reading from ``transport`` while what was written to it has not left.
 
     A peer that asks without reading the answers then waits, where it would fill our memory.
     ``transport`` must be ended by ``abortConnection``, or its producer unregistered before
-    ``loseConnection``.
+    ``loseConnection``. ``resumed`` is called when the peer has read all that was queued.
     """
-    transport.registerProducer(_Reading(transport), True)
+    flow = Flow(transport, resumed)
+    transport.registerProducer(flow, True)
+    return flow

@@ -21,7 +21,6 @@ from anbox_tw.qemu.adb import AdbPipeService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.qemu.adb_server_link import AdbServerLink
 from anbox_tw.qemu.boot_properties import BootPropertiesService
-from anbox_tw.qemu.null import NullService
 from anbox_tw.qemu.pipe import PipeConnectionCreator
 from anbox_tw.qemu.registry import PipeServiceRegistry
 from anbox_tw.session._state import Input, Levels, SessionState
@@ -29,12 +28,10 @@ from anbox_tw.session.bridge import Bridge
 from anbox_tw.session.clipboard import Clipboard
 from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
 from anbox_tw.session.control import SessionControl
+from anbox_tw.session.hardware import Hardware, HardwareSettings
 from anbox_tw.session.verbs import DeviceVerbs
 
-__all__ = ["NULL_SERVICES", "SessionService", "SessionSettings"]
-
-NULL_SERVICES = ("anbox:bootanimation", "qemud:gps", "qemud:hw-control")
-"""Names whose guests send commands without answers, or only listen."""
+__all__ = ["SessionService", "SessionSettings"]
 
 DEFAULT_PROPERTIES = {"ro.sf.lcd_density": "160"}
 """What the original tells every guest: windows are measured at 160 dpi."""
@@ -69,6 +66,7 @@ class SessionSettings:
         single_window: whole Android is one window, so its application manager is launched after the boot.
         disabled_sensors: names of sensors that the device does not have.
         window_size: width and height of the display, pixels.
+        hardware: how the device is equipped.
     """
 
     paths: RuntimePaths
@@ -86,6 +84,7 @@ class SessionSettings:
     single_window: bool = False
     disabled_sensors: tuple[str, ...] = ()
     window_size: tuple[int, int] = (1024, 768)
+    hardware: HardwareSettings = attrs.field(factory=HardwareSettings)
 
 
 class SessionService(Service):
@@ -107,6 +106,7 @@ class SessionService(Service):
     Attributes:
         device: the model of its hardware.
         verbs: what the control socket's ``device`` call knows.
+        hardware: the pipe services that show the device to the guest, and what plays on it.
         registry: the pipe services.
         state: phase and levels.
         bridge: to the guest's Android side.
@@ -146,8 +146,13 @@ class SessionService(Service):
             reactor, ports or PortAllocator(), self.adb_link, wanted=settings.console_port
         )
         self.registry = PipeServiceRegistry()
-        services: list[IPipeService] = [self.adb, BootPropertiesService(settings.boot_properties)]
-        services += [NullService(name) for name in NULL_SERVICES]
+        self.hardware = Hardware(reactor, self.device, settings.hardware, self._tell)
+        self.hardware.register(self.verbs)
+        services: list[IPipeService] = [
+            self.adb,
+            BootPropertiesService(settings.boot_properties),
+            *self.hardware.services,
+        ]
         for service in services:
             self.registry.register(service)
         self.bridge = Bridge(reactor, self.clipboard)
@@ -284,7 +289,7 @@ class SessionService(Service):
         else:
             await self._supervisor.stopService()
         self.bridge.reset()
-        pipe_parts = [self.adb.stopService(), self.adb_link.stopService()]
+        pipe_parts = [self.hardware.stop(), self.adb.stopService(), self.adb_link.stopService()]
         await gatherResults(pipe_parts, consumeErrors=True)
         await gatherResults([listener.stopService() for listener in self._listeners], consumeErrors=True)
         self._remove_directories()

@@ -1,0 +1,203 @@
+"""The hardware of a whole session: verbs over the real control socket, guests at the real qemu_pipe."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from anbox_tw.qemu._framing import encode_frame
+from anbox_tw.qemu._wire import encode_identification
+from anbox_tw.rpc import RemoteError
+from anbox_tw.session.client import SessionClient, connect
+from tests.session.guest import until
+from tests.session.test_service import SessionCase
+
+
+class Pipe(Protocol):
+    """A guest's connection to one service, by the real socket."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.data = b""
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.write(encode_identification(self.name))
+
+    def write(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost.callback(None)
+
+    def close(self) -> Deferred[None]:
+        if not self.lost.called and self.transport is not None:
+            self.transport.loseConnection()
+        return self.lost
+
+
+class HardwareCase(SessionCase):
+    """A session with its control socket, and guests at its pipe."""
+
+    client: SessionClient
+
+    async def begin(self) -> None:
+        self.session.startService()
+        self.client = await connect(reactor, self.session.paths)
+        self.addCleanup(self.client.close)
+
+    async def verb(self, verb: str, **arguments: Any) -> Any:
+        return await self.client.device(verb, **arguments)
+
+    async def refused(self, verb: str, **arguments: Any) -> str:
+        with self.assertRaises(RemoteError) as caught:
+            await self.client.device(verb, **arguments)
+        return str(caught.exception)
+
+    async def pipe(self, name: str) -> Pipe:
+        pipe = Pipe(name)
+        await connectProtocol(UNIXClientEndpoint(reactor, self.session.paths.qemu_pipe), pipe)
+        self.addCleanup(pipe.close)
+        return pipe
+
+
+class HardwareTests(HardwareCase):
+    async def test_sensors(self) -> None:
+        await self.begin()
+        pipe = await self.pipe("qemud:sensors")
+        pipe.write(
+            encode_frame(b"list-sensors") + encode_frame(b"set-delay:20") + encode_frame(b"set:temperature:1")
+        )
+        await until(lambda: b"0003255000etemperature:25" in pipe.data)
+        self.assertEqual(
+            await self.verb("sensor.set", name="temperature", values=[-4.5]),
+            {"name": "temperature", "values": [-4.5], "unit": "°C"},
+        )
+        await until(lambda: b"0010temperature:-4.5" in pipe.data)
+        listed = {item["name"]: item for item in await self.verb("sensor.list")}
+        self.assertEqual((listed["temperature"]["delay_ms"], listed["light"]["delay_ms"]), (20, None))
+        self.assertEqual(listed["acceleration"]["values"], [0, 0, 9.80665])
+        self.assertTrue((await self.verb("sensor.status"))["humidity"])
+        self.assertEqual((await self.verb("sensor.get", name="light"))["values"], [1240])
+        for arguments, words in (
+            ({"name": "warp", "values": [1]}, "no sensor is called 'warp'"),
+            ({"name": "light", "values": "1"}, "must be a list"),
+            ({"name": "light", "values": ["1"]}, "is no number"),
+            ({"name": "light", "values": [True]}, "is no number"),
+            ({"name": "light", "values": [1, 2]}, "has 1 value"),
+            ({"name": "light"}, "missing a required argument"),
+        ):
+            self.assertIn(words, await self.refused("sensor.set", **arguments))
+
+    async def test_location_and_routes(self) -> None:
+        await self.begin()
+        pipe = await self.pipe("qemud:gps")
+        fix = await self.verb("geo.fix", longitude=11.5, latitude=-48.25, altitude=3)
+        self.assertEqual((fix["satellites"], fix["longitude"]), (8, 11.5))
+        await until(lambda: b",4815.0000,S,01130.0000,E,1,08,1.0,3.0,M" in pipe.data)
+        await self.verb("geo.nmea", sentence="$GPTXT,raw")
+        await until(lambda: pipe.data.endswith(b"$GPTXT,raw\n"))
+        status = await self.verb("geo.status")
+        self.assertEqual((status["guests"], status["route"]), (1, {"state": "none"}))
+        path = os.path.join(self.runtime, "route.csv")
+        with open(path, "w") as file:
+            file.write("time,latitude,longitude\n0,10,20\n2000,11,20\n")
+        status = await self.verb("geo.route", path=path, factor=1000, rate=0.01)
+        self.assertEqual((status["route"]["state"], status["route"]["duration"]), ("playing", 2000))
+        await until(lambda: self.session.hardware.route.status()["state"] == "finished")
+        self.assertEqual(self.session.device.location.state.latitude, 11)
+        await until(lambda: b",1100.0000,N,02000.0000,E," in pipe.data)
+
+        await self.verb("geo.route", text="0,1,1\n100,2,2", repeat=True)
+        self.assertEqual((await self.verb("geo.pause"))["route"]["state"], "paused")
+        self.assertEqual((await self.verb("geo.resume"))["route"]["state"], "playing")
+        self.assertEqual((await self.verb("geo.stop"))["route"]["state"], "stopped")
+        self.assertIn("no route plays", await self.refused("geo.pause"))
+        await self.verb("geo.route", text="0,1,1\n100,2,2")
+        await self.verb("geo.fix", longitude=1, latitude=1)
+        self.assertEqual((await self.verb("geo.status"))["route"]["state"], "stopped")
+        # one that still plays does not outlive the session
+        await self.verb("geo.route", text="0,1,1\n100,2,2")
+
+        fifo = os.path.join(self.runtime, "fifo")
+        os.mkfifo(fifo)
+        binary = os.path.join(self.runtime, "binary")
+        with open(binary, "wb") as file:
+            file.write(b"\xff\xfe")
+        for verb, arguments, words in (
+            ("geo.fix", {"longitude": 181, "latitude": 1}, "longitude must be"),
+            ("geo.fix", {"longitude": "x", "latitude": 1}, "longitude must be"),
+            ("geo.nmea", {"sentence": 1}, "must be a text"),
+            ("geo.nmea", {"sentence": "x" * 83}, "at most 82"),
+            ("geo.route", {}, "either a path or a text"),
+            ("geo.route", {"path": "relative"}, "not absolute"),
+            ("geo.route", {"path": "/nonexistent"}, "cannot be read"),
+            ("geo.route", {"path": fifo}, "is no file"),
+            ("geo.route", {"path": self.runtime}, "is no file"),
+            ("geo.route", {"path": binary}, "no UTF-8"),
+            ("geo.route", {"text": "1,1,1", "rate": 0}, "rate is above 0"),
+            ("geo.route", {"text": "1,1,1", "factor": "2"}, "factor must be a number"),
+            ("geo.route", {"text": "1,1,1", "speed": -1}, "speed is 0 to"),
+            ("geo.route", {"text": "1,1,1", "repeat": True}, "takes no time"),
+            ("geo.route", {"text": "1,1,100", "format": "kml"}, "no format"),
+        ):
+            self.assertIn(words, await self.refused(verb, **arguments))
+
+    async def test_fingers_lights_and_events(self) -> None:
+        await self.begin()
+        events: list[tuple[str, str]] = []
+        self.session.observe(
+            lambda kind, name, detail: events.append((name, detail)) if kind == "device" else None
+        )
+        finger = await self.pipe("qemud:fingerprintlisten")
+        finger.write(encode_frame(b"listen"))
+        await until(lambda: finger.data == b"0004off\0")
+        self.assertEqual(await self.verb("finger.touch", finger=3), {"finger": 3})
+        await until(lambda: finger.data.endswith(b"0005on:3\0"))
+        self.assertEqual(await self.verb("finger.status"), {"finger": 3})
+        await self.verb("finger.remove")
+        await until(lambda: finger.data.endswith(b"0004off\0"))
+        self.assertIn("finger must be", await self.refused("finger.touch", finger=0))
+
+        lights = await self.pipe("qemud:hw-control")
+        for command in (
+            b"power:light:brightness:lcd_backlight:90",
+            b"power:screen_state:standby",
+            b"vibrator:35",
+        ):
+            lights.write(encode_frame(command))
+        await until(lambda: ("display.vibrate", "35") in events)
+        status = await self.verb("hw.status")
+        self.assertEqual((status["on"], status["brightness"]), (False, {"lcd_backlight": 90}))
+        self.assertEqual(
+            events,
+            [
+                ("fingerprint.finger", "3"),
+                ("fingerprint.finger", ""),
+                ("display.brightness", '{"lcd_backlight": 90}'),
+                ("display.on", "false"),
+                ("display.vibrate", "35"),
+            ],
+        )
+
+    async def test_one_guest_that_sends_garbage_ends_alone(self) -> None:
+        await self.begin()
+        good = await self.pipe("qemud:sensors")
+        good.write(encode_frame(b"list-sensors"))
+        for name in ("qemud:sensors", "qemud:hw-control", "qemud:fingerprintlisten"):
+            bad = await self.pipe(name)
+            bad.write(os.urandom(4096).replace(b"0", b"x"))
+            await until(lambda bad=bad: bad.lost.called)
+        await until(lambda: good.data == b"0003255")
+        good.write(encode_frame(b"wake"))
+        await until(lambda: good.data.endswith(b"wake"))
