@@ -51,11 +51,11 @@ class Guest:
     def __init__(self, service: IPipeService, argument: str = "") -> None:
         protocol = service.open(argument, GUEST)
         assert isinstance(protocol, Protocol)
-        self.protocol = protocol
-        self.transport = Transport()
+        self.protocol: Protocol = protocol
+        self.transport: Transport = Transport()
         self.transport.protocol = protocol
         protocol.makeConnection(self.transport)
-        self._frames = QemudDecoder()
+        self._frames: QemudDecoder = QemudDecoder()
 
     def feed(self, data: bytes) -> None:
         self.protocol.dataReceived(data)
@@ -84,10 +84,12 @@ class Guest:
 
     def stop_reading(self) -> None:
         """The service's transport is full."""
+        assert self.transport.producer is not None
         self.transport.producer.pauseProducing()
 
     def read_on(self) -> None:
         """It has emptied."""
+        assert self.transport.producer is not None
         self.transport.producer.resumeProducing()
 
     def leave(self) -> None:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from anbox_tw.qemu._framing import encode_frame
 from anbox_tw.qemu._wire import encode_identification
 from anbox_tw.rpc import RemoteError
-from anbox_tw.session.client import SessionClient, connect
+from anbox_tw.session.client import SessionClient
 from tests.session.guest import until
 from tests.session.test_service import SessionCase
 
@@ -49,19 +49,18 @@ class Pipe(Protocol):
 class HardwareCase(SessionCase):
     """A session with its control socket, and guests at its pipe."""
 
-    client: SessionClient
+    control: SessionClient
 
     async def begin(self) -> None:
         self.session.startService()
-        self.client = await connect(reactor, self.session.paths)
-        self.addCleanup(self.client.close)
+        self.control = await self.client()
 
     async def verb(self, verb: str, **arguments: Any) -> Any:
-        return await self.client.device(verb, **arguments)
+        return await self.control.device(verb, **arguments)
 
     async def refused(self, verb: str, **arguments: Any) -> str:
         with self.assertRaises(RemoteError) as caught:
-            await self.client.device(verb, **arguments)
+            await self.control.device(verb, **arguments)
         return str(caught.exception)
 
     async def pipe(self, name: str) -> Pipe:
@@ -197,7 +196,7 @@ class HardwareTests(HardwareCase):
         for name in ("qemud:sensors", "qemud:hw-control", "qemud:fingerprintlisten"):
             bad = await self.pipe(name)
             bad.write(os.urandom(4096).replace(b"0", b"x"))
-            await until(lambda bad=bad: bad.lost.called)
+            await bad.lost.addTimeout(30, reactor)
         await until(lambda: good.data == b"0003255")
         good.write(encode_frame(b"wake"))
         await until(lambda: good.data.endswith(b"wake"))
