@@ -4,15 +4,16 @@ The transports stay what the reactor and everybody else knows: they own the sock
 Only their ``doRead`` and ``doWrite`` are the relay's, so that bytes go from one socket to the other in one step,
 without a write buffer and without a turn of the reactor between.
 
-* In small doses: ``recv_into`` a buffer that all relays share, and ``send`` at once.
-* In bulk, from TCP: ``splice(2)`` through a pipe of 1 MiB, so that the bytes never come to user space. From a UNIX
-  socket splicing costs more processor time than copying; there the doses grow instead.
+* At first, and always from a UNIX socket: ``recv_into`` a buffer that all relays share, and ``send`` at once. From a
+  UNIX socket splicing costs more processor time than copying.
+* In bulk from TCP: ``splice(2)`` through a pipe, so that the bytes never come to user space.
 
 What a target does not take waits in the direction (one dose, or the pipe), and its source is not read meanwhile.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -34,29 +35,36 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIPES", "PIPE_BYTES", "SocketEndpoint", "possible"]
 
-# The first is what a UNIX socket and loopback TCP hand over in one read; the second is where larger reads gain
-# no more, and the bound of what one direction holds for a slow target.
-SMALL_DOSE_BYTES: Final = 64 * 1024
-LARGE_DOSE_BYTES: Final = 256 * 1024
-# /proc/sys/fs/pipe-max-size, the most that a process without privileges may ask for
-PIPE_BYTES: Final = 1024 * 1024
-# Pipes of one process in use at once. A user without privileges has 16384 pipe pages (pipe-user-pages-soft), which
-# 64 such pipes would use up; further streams are copied.
-MAX_PIPES: Final = 40
+# What one read takes at most, and the bound of what one direction holds for a slow target. A UNIX socket of default
+# size holds 208 KiB; half of this costs a quarter of the throughput.
+DOSE_BYTES: Final = 256 * 1024
+# Of one splice. More at a time is slower, since the bytes then leave the processor's cache before the peer reads them:
+# measured, 64 to 96 KiB give 1.4 times what 1 MiB does. It is more than 64 KiB, so that a message of that common size
+# is seen to be all there was, without asking again.
+SPLICE_BYTES: Final = 96 * 1024
+# The kernel's default. A page of the source's takes a place of one page in a pipe, whatever its size, so there is room
+# for more bytes than these; a user over the quota (pipe-user-pages-soft) gets less, and then copying is quicker.
+PIPE_BYTES: Final = 64 * 1024
+# Pipes of one process in use at once, two descriptors each; the default limit of open files is 1024. Further streams
+# are copied.
+MAX_PIPES: Final = 64
 # pipes that wait for their next use; each is two descriptors and no memory while it is empty
 _POOLED_PIPES: Final = 8
-# what a UNIX socket in bulk may hold; its default of 208 KiB stalls a writer that has 1 MiB ready
+# what a UNIX socket in bulk may hold; its default of 208 KiB stalls a writer that has more ready
 _BULK_SNDBUF_BYTES: Final = 1024 * 1024
-# doses, or pipefuls, that one stream may move before the others get their turn
-_ROUNDS: Final = 8
-# full doses in a row that make a stream bulk, small pipefuls in a row that end it
-_FULL_DOSES_FOR_BULK: Final = 3
+# pipefuls that one stream may move before the others get their turn
+_ROUNDS: Final = 16
+# A dose of so much is large; so many in a row make a stream bulk.
+_LARGE_BYTES: Final = 64 * 1024
+_LARGE_DOSES_FOR_BULK: Final = 3
+# A pipeful of less is small; so many in a row end it. (A network card's packets fill a pipe with 23 kB.)
+_SMALL_BYTES: Final = 16 * 1024
 _SMALL_PIPEFULS_TO_END_BULK: Final = 8
 
 # fcntl.h; SPLICE_F_MOVE | SPLICE_F_NONBLOCK. The names exist in Python since 3.11 only on some builds.
 _SPLICE_FLAGS: Final = 0x01 | 0x02
 _DONE: Final = Failure(CONNECTION_DONE)
-_F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+_F_GETPIPE_SZ: Final = getattr(fcntl, "F_GETPIPE_SZ", 1032)
 
 _view = memoryview(bytearray(0))
 
@@ -65,7 +73,7 @@ def _shared_buffer() -> memoryview:
     # One buffer for all: it is filled and emptied within one call, and there is one reactor thread.
     global _view  # noqa: PLW0603  # made on the first use, 256 KiB that a process without relays does not pay
     if not _view:
-        _view = memoryview(bytearray(LARGE_DOSE_BYTES))
+        _view = memoryview(bytearray(DOSE_BYTES))
     return _view
 
 
@@ -77,11 +85,9 @@ class _Pipe:
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.filled = 0
-        try:
-            fcntl.fcntl(self.write_fd, _F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError:
+        if fcntl.fcntl(self.write_fd, _F_GETPIPE_SZ) < PIPE_BYTES:
             self.close()
-            raise
+            raise OSError(errno.ENOBUFS, "the user's quota of pipe pages is used up")
 
     def close(self) -> None:
         os.close(self.read_fd)
@@ -94,7 +100,7 @@ class _PipePool:
     def __init__(self) -> None:
         self._free: list[_Pipe] = []
         self.in_use = 0
-        # 16 pages at most could be had, or no descriptor: asking again for each stream would cost more than it gains
+        # no descriptor, or too few pages
         self.refused = 0
 
     def take(self) -> _Pipe | None:
@@ -228,21 +234,17 @@ class _SocketDirection(Direction):
 
     Attributes:
         pending: taken from the source, and not yet by the target.
-        dose: how much is asked of the source at once.
-        full: full doses in a row, or, in bulk, small pipefuls.
+        run: large doses in a row, or, in bulk, small pipefuls.
         pipe: in bulk, what the bytes go through.
-        may_splice: whether bulk is worth a pipe here.
     """
 
-    __slots__ = ("dose", "full", "may_splice", "pending", "pipe")
+    __slots__ = ("pending", "pipe", "run")
 
     def __init__(self) -> None:
         super().__init__()
         self.pending: memoryview | bytes = b""
-        self.dose = SMALL_DOSE_BYTES
-        self.full = 0
+        self.run = 0
         self.pipe: _Pipe | None = None
-        self.may_splice = False
 
 
 class SocketEndpoint(RelayEndpoint):
@@ -267,7 +269,7 @@ class SocketEndpoint(RelayEndpoint):
         transport.pauseProducing()
         # whoever filled the transport until now is not asked for more
         transport.producer = None
-        transport.doRead = self._do_read
+        transport.doRead = self._read_limited if self.relay.limited else self._do_read
         transport.doWrite = self._do_write
 
     def fileno(self) -> int:
@@ -279,7 +281,6 @@ class SocketEndpoint(RelayEndpoint):
         if self.lost or self.peer.lost:
             return
         direction, target = self.direction, self.peer.transport
-        direction.may_splice = not self._unix
         # what was written to the target before the relay and waits in its buffers goes first
         queued = b""
         if not isinstance(target, RawSocket):
@@ -311,7 +312,7 @@ class SocketEndpoint(RelayEndpoint):
         """Read without waiting for the reactor to say that there is something; only outside of its calls for this end."""
         if self.lost or self._closing or self.direction.pending or self.direction.eof:
             return
-        why = self._do_read()
+        why = self.transport.doRead()
         if why is CONNECTION_LOST:
             # the error was taken from the socket by this read: the next would see a plain end
             self.transport.connectionLost(Failure(CONNECTION_LOST))
@@ -321,6 +322,8 @@ class SocketEndpoint(RelayEndpoint):
         if self.lost or self._closing:
             return
         self._closing = True
+        # the reactor may still have an event for it that was reported together with this one
+        self.transport.doRead = nothing
         incoming = self.peer.direction
         if (
             self.relay.at_once
@@ -344,74 +347,94 @@ class SocketEndpoint(RelayEndpoint):
         else:
             for own in ("doRead", "doWrite"):
                 transport.__dict__.pop(own, None)
-        for direction in (self.direction, self.peer.direction):
-            direction.pending = b""
-            self._drop_pipe(direction)
+        for end in (self, self.peer):
+            end.direction.pending = b""
+            end._drop_pipe()
 
     # -- reading: from this socket to the peer's
 
     def _do_read(self) -> Any:
-        direction = self.direction
-        if self._closing:
-            return None
-        if direction.pipe is not None:
-            return self._splice(direction, direction.pipe)
-        target = self.peer
-        receive, send = self._sock.recv_into, target._sock.send
+        # one read and one send: a short read means that there was no more, and of a full one the reactor tells again
         view = _view or _shared_buffer()
-        limited = self.relay.limited
-        for _ in range(_ROUNDS):
-            dose = direction.dose
-            if limited:
-                dose = min(dose, self.relay.allowance())
-            try:
-                count = receive(view, dose)
-            except (BlockingIOError, InterruptedError):
-                return None
-            except OSError:
-                return CONNECTION_LOST
-            if not count:
-                # Twisted calls readConnectionLost for this
-                return CONNECTION_DONE
-            direction.count += count
-            try:
-                sent = send(view[:count])
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                target._broken(direction)
-                return None
-            if sent < count:
-                direction.pending = bytes(view[sent:count])
-                direction.full = 0
-                direction.dose = SMALL_DOSE_BYTES
-                self.transport.stopReading()
-                target.transport.startWriting()
-            if limited and self.relay.allowance() <= 0:
-                self.relay.limit_reached()
-                return None
-            if sent < count:
-                return None
-            if count < dose or limited:
-                direction.full = 0
-                return None
-            direction.full += 1
-            if direction.full >= _FULL_DOSES_FOR_BULK:
-                direction.full = 0
-                pipe = pipes.take() if direction.may_splice else None
-                if pipe is not None:
-                    target._widen()
-                    direction.pipe = pipe
-                    return self._splice(direction, pipe)
-                direction.dose = LARGE_DOSE_BYTES
+        try:
+            count = self._sock.recv_into(view)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not count:
+            # Twisted calls readConnectionLost for this
+            return CONNECTION_DONE
+        direction, target = self.direction, self.peer
+        direction.count += count
+        try:
+            sent = target._sock.send(view[:count])
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            target._broken(direction)
+            return None
+        if count >= _LARGE_BYTES:
+            self._large_dose(direction)
+        else:
+            direction.run = 0
+        if sent < count:
+            self._wait_for(target, view[sent:count])
         return None
 
-    def _splice(self, direction: _SocketDirection, pipe: _Pipe) -> Any:
+    def _read_limited(self) -> Any:
+        """The same where the bytes are limited; never in bulk, so that the limit is exact."""
+        view = _view or _shared_buffer()
+        allowed = self.relay.allowance()
+        try:
+            count = self._sock.recv_into(view, min(allowed, DOSE_BYTES)) if allowed > 0 else 0
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if allowed > 0 and not count:
+            return CONNECTION_DONE
+        direction, target = self.direction, self.peer
+        direction.count += count
+        try:
+            sent = target._sock.send(view[:count])
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            target._broken(direction)
+            return None
+        if sent < count:
+            self._wait_for(target, view[sent:count])
+        if count >= allowed:
+            self.relay.limit_reached()
+        return None
+
+    def _wait_for(self, target: SocketEndpoint, rest: memoryview) -> None:
+        """Keep what the target did not take, and read no more until it has."""
+        self.direction.pending = bytes(rest)
+        self.transport.stopReading()
+        target.transport.startWriting()
+
+    def _large_dose(self, direction: _SocketDirection) -> None:
+        direction.run += 1
+        if direction.run < _LARGE_DOSES_FOR_BULK or self._unix:
+            return
+        direction.run = 0
+        pipe = pipes.take()
+        if pipe is not None:
+            self.peer._widen()
+            direction.pipe = pipe
+            self.transport.doRead = self._splice
+
+    def _splice(self) -> Any:
+        direction = self.direction
+        pipe = direction.pipe
+        assert pipe is not None
         source, target = self._sock.fileno(), self.peer._sock.fileno()
         splice = os.splice
         for _ in range(_ROUNDS):
             try:
-                count = splice(source, pipe.write_fd, PIPE_BYTES, flags=_SPLICE_FLAGS)
+                count = splice(source, pipe.write_fd, SPLICE_BYTES, flags=_SPLICE_FLAGS)
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError:
@@ -429,27 +452,33 @@ class SocketEndpoint(RelayEndpoint):
                 return None
             if sent < count:
                 pipe.filled = count - sent
-                direction.full = 0
+                direction.run = 0
                 self.transport.stopReading()
                 self.peer.transport.startWriting()
                 return None
-            if count >= SMALL_DOSE_BYTES:
-                direction.full = 0
-                continue
-            direction.full += 1
-            if direction.full >= _SMALL_PIPEFULS_TO_END_BULK:
-                direction.full = 0
-                direction.dose = SMALL_DOSE_BYTES
-                self._drop_pipe(direction)
-            return None
+            if count < SPLICE_BYTES:
+                if count >= _SMALL_BYTES:
+                    direction.run = 0
+                else:
+                    self._small_pipeful(direction)
+                return None
+            direction.run = 0
         return None
+
+    def _small_pipeful(self, direction: _SocketDirection) -> None:
+        direction.run += 1
+        if direction.run >= _SMALL_PIPEFULS_TO_END_BULK:
+            direction.run = 0
+            self._drop_pipe()
+            self.transport.doRead = self._do_read
 
     def _widen(self) -> None:
         if self._unix:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_SNDBUF_BYTES)
 
-    @staticmethod
-    def _drop_pipe(direction: _SocketDirection) -> None:
+    def _drop_pipe(self) -> None:
+        """Give back what this end's bytes went through; the caller sees to it that no more are read that way."""
+        direction = self.direction
         pipe, direction.pipe = direction.pipe, None
         if pipe is not None:
             pipes.give_back(pipe)
@@ -463,7 +492,7 @@ class SocketEndpoint(RelayEndpoint):
         direction.eof = True
         self.transport.stopReading()
         if not direction.pending and (direction.pipe is None or not direction.pipe.filled):
-            self._drop_pipe(direction)
+            self._drop_pipe()
             # the reactor is done with this socket when it calls this: both may be closed now, not in the next turn
             self.relay.at_once = True
             self.peer._end_output()
@@ -537,12 +566,13 @@ class SocketEndpoint(RelayEndpoint):
         """This socket takes nothing more; what its peer still sent, before it went, is delivered all the same."""
         direction.broken = direction.ended = True
         direction.pending = b""
-        self._drop_pipe(direction)
         if not self.lost:
             self.transport.stopWriting()
         source = self.peer
+        source._drop_pipe()
         if not source.lost:
             source.transport.stopReading()
+            source.transport.doRead = nothing
             if source._unix:
                 try:
                     # a UNIX peer learns at its next write that nobody listens

@@ -22,8 +22,10 @@ from twisted.python import log
 __all__ = ["AnboxEPollReactor", "install"]
 
 _NO_FILEDESC: Final = ConnectionFdescWentAway("File descriptor lost")
-# More are reported by the next poll. Python allocates room for this many each time it polls.
-MAX_EVENTS: Final = 256
+# Asked for at once; more are reported by the next poll. Python allocates room for them each time it polls, and room for
+# a few comes from its own small pools. When that many were there, the next poll asks for many.
+FEW_EVENTS: Final = 32
+MANY_EVENTS: Final = 256
 
 
 class AnboxEPollReactor(epollreactor.EPollReactor):
@@ -49,33 +51,38 @@ class AnboxEPollReactor(epollreactor.EPollReactor):
     doIteration = doPoll
 
     def _poll(self, timeout: float | None, stay: bool = False) -> None:
-        poller, selectables, disconnected = self._poller, self._selectables, self._POLL_DISCONNECTED
+        poll, selectables, disconnected = self._poller.poll, self._selectables, self._POLL_DISCONNECTED
         readable, writable = self._POLL_IN, self._POLL_OUT
-        seconds = self.seconds
+        room = FEW_EVENTS
+        if timeout is None:
+            timeout = -1
         while True:
             try:
-                events = poller.poll(timeout, min(len(selectables), MAX_EVENTS) or 1)
+                events = poll(timeout, room)
             except OSError as error:
                 if error.errno == errno.EINTR:
                     return
                 raise
+            room = FEW_EVENTS if len(events) < FEW_EVENTS else MANY_EVENTS
             for fd, event in events:
                 selectable = selectables.get(fd)
                 if selectable is None:
                     continue
-                if event & disconnected and not event & readable:
-                    # a clean end or a loss: Twisted's own rules
-                    log.callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)
-                    continue
                 why: Any = None
-                in_read = False
+                in_read = True
                 try:
                     if selectable.fileno() == -1:
-                        why = _NO_FILEDESC
+                        why, in_read = _NO_FILEDESC, False
+                    elif event == readable:
+                        # nearly always
+                        why = selectable.doRead()
+                    elif event & disconnected and not event & readable:
+                        # a clean end or a loss: Twisted's own rules
+                        log.callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)
+                        continue
                     else:
                         if event & readable:
                             why = selectable.doRead()
-                            in_read = True
                         if not why and event & writable:
                             why = selectable.doWrite()
                             in_read = False
@@ -90,7 +97,7 @@ class AnboxEPollReactor(epollreactor.EPollReactor):
             if not (self._started and self.running):
                 return
             if self._pendingTimedCalls:
-                timeout = self._pendingTimedCalls[0].time - seconds()
+                timeout = self._pendingTimedCalls[0].time - self.seconds()
                 if timeout <= 0:
                     return
             else:

@@ -188,33 +188,52 @@ class _QuickAccept:
     socket: Any
     reactor: Any
     sessionno: int
+    # accepted with the last descriptor, and waiting for one more to be served
+    _held: tuple[socket.socket, Any] | None = None
 
     def doRead(self) -> None:
         """Accept what waits, some at a time."""
+        accept = self.socket.accept
         for _ in range(_ACCEPTS_AT_ONCE):
+            held, self._held = self._held, None
             try:
-                sock, address = self.socket.accept()
+                sock, address = held or accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     # the caller has left already
                     continue
-                # The next accept would fail too, and the listening socket stays readable: wait.
-                self._log.warn("cannot accept: {error}", error=error.strerror)
-                self.stopReading()  # type: ignore[attr-defined]  # the port's
-                self.reactor.callLater(_NO_ROOM_WAIT_S, self._accept_again)
+                self._wait_for_room("accept", error)
                 return
             self.sessionno += 1
             try:
                 self.factory.serve_socket(sock, address, self, self.sessionno)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._held = sock, address
+                    self._wait_for_room("serve", error)
+                    return
+                self._log.failure("a connection could not be served")
+                sock.close()
             except Exception:
                 self._log.failure("a connection could not be served")
                 sock.close()
 
+    def _wait_for_room(self, what: str, error: OSError) -> None:
+        # The next accept would fail too, and the listening socket stays readable: the callers wait in the backlog.
+        self._log.warn("cannot {what} a connection: {error}", what=what, error=error.strerror)
+        self.stopReading()  # type: ignore[attr-defined]  # the port's
+        self.reactor.callLater(_NO_ROOM_WAIT_S, self._accept_again)
+
     def _accept_again(self) -> None:
-        if self.connected and not self.disconnecting:  # type: ignore[attr-defined]  # the port's
-            self.startReading()  # type: ignore[attr-defined]  # the port's
+        if not self.connected or self.disconnecting:  # type: ignore[attr-defined]  # the port's
+            if self._held is not None:
+                self._held[0].close()
+            return
+        self.startReading()  # type: ignore[attr-defined]  # the port's
+        if self._held is not None:
+            self.doRead()
 
 
 class _QuickTcpPort(_QuickAccept, tcp.Port):

@@ -512,12 +512,9 @@ class SocketsTcpUnixTests(Behaviour, RelayTestCase):
         self.assertEqual(_relay_sockets.pipes.refused, refused + 1)
 
     async def test_small_pipe_is_not_taken(self) -> None:
+        """A user over the quota of pipe pages gets pipes of one or two."""
         _relay_sockets.pipes.clear()
-
-        def refuse(*arguments: object) -> None:
-            raise PermissionError(1, "Operation not permitted")
-
-        self.patch(fcntl, "fcntl", refuse)
+        self.patch(fcntl, "fcntl", lambda *arguments: 8192)
         before = len(os.listdir("/proc/self/fd"))
         self.assertIsNone(_relay_sockets.pipes.take())
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
@@ -961,6 +958,43 @@ class ForwardTests(NetworkTestCase):
         client.sendall(b"x")
         self.assertEqual(await deferToThread(read_exactly, client, 1), b"x")
         self.assertEqual(failures, [])
+
+    async def start_echo(self) -> tuple[ForwardCreator, Any]:
+        self.start(
+            UnixListener(self.reactor, self.path(), DelegateCreator(lambda a: Recorder(lambda data: data)))
+        )
+        creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
+        return creator, self.start(TcpListener(self.reactor, 0, creator))
+
+    async def test_no_descriptor_left_for_the_target(self) -> None:
+        """The last one went to the accepted socket: it is kept, and served when there is room again."""
+        creator, service = await self.start_echo()
+        real, failures = creator.forward_socket, [errno.EMFILE, errno.ENFILE]
+
+        def forward(*arguments: Any) -> bool:
+            if failures:
+                raise OSError(failures.pop(0), "no")
+            return real(*arguments)
+
+        self.patch(creator, "forward_socket", forward)
+        client = socket.create_connection(("127.0.0.1", service.get_port()), timeout=10)
+        self.addCleanup(client.close)
+        client.sendall(b"x")
+        self.assertEqual(await deferToThread(read_exactly, client, 1), b"x")
+        self.assertEqual(failures, [])
+
+    async def test_stopped_while_a_socket_waits_for_room(self) -> None:
+        creator, service = await self.start_echo()
+
+        def forward(*arguments: Any) -> bool:
+            raise OSError(errno.EMFILE, "no")
+
+        self.patch(creator, "forward_socket", forward)
+        client = socket.create_connection(("127.0.0.1", service.get_port()), timeout=10)
+        self.addCleanup(client.close)
+        await wait_until(lambda: service._port._held is not None)
+        await service.stopService()
+        self.assertEqual(await deferToThread(read_all, client), b"")
 
     async def test_creator_that_fails(self) -> None:
         creator = ForwardCreator(UnixConnector(self.reactor, self.path()), clock=self.reactor)
