@@ -25,6 +25,10 @@ need strace strace
 need socat socat
 need ping iputils-ping
 need desktop-file-validate desktop-file-utils
+need gio libglib2.0-bin
+need Xvfb xvfb
+need xclip xclip
+need xsel xsel
 need git git
 need ps procps
 [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev"

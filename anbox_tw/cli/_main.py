@@ -20,7 +20,20 @@ COMMANDS = {
     "down": ("anbox_tw.cli.down", "down", "Stop an instance and leave nothing of it behind but its data."),
     "ps": ("anbox_tw.cli.ps", "ps", "List the instances of this user."),
     "wait": ("anbox_tw.cli.wait", "wait", "Wait until an instance is live, ready or booted."),
+    "wait-ready": (
+        "anbox_tw.cli.wait",
+        "wait_ready",
+        "Wait until the guest has booted, as the original's command.",
+    ),
     "shell": ("anbox_tw.cli.shell", "shell", "Run a command, or a shell, in the container."),
+    "launch": ("anbox_tw.cli.launch", "launch", "Launch an application, or whatever an intent names."),
+    "apps": ("anbox_tw.cli.launch", "apps", "List the guest's applications."),
+    "tasks": ("anbox_tw.cli.tasks", "tasks", "List, focus, move and end the guest's tasks."),
+    "clipboard": (
+        "anbox_tw.cli.clipboard",
+        "clipboard",
+        "Read and set the clipboard that host and guest share.",
+    ),
     "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
     "doctor": (
         "anbox_tw.cli.doctor",

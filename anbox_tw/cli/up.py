@@ -23,6 +23,7 @@ from anbox_tw.container.diagnosis import CODES
 from anbox_tw.errors import AnboxError, ConfigError, ExitCode, HostLacks
 from anbox_tw.rpc import ChannelClosed
 from anbox_tw.rpc._pb import anbox_session_pb2 as pb
+from anbox_tw.session.host_clipboard import CLIPBOARDS
 
 __all__ = ["up"]
 
@@ -60,6 +61,8 @@ class Wanted:
     data_path: str | None
     adb_server: str | None
     manager: str | None
+    launchers: bool = False
+    clipboard: str | None = None
 
     def manager_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-container``."""
@@ -70,11 +73,11 @@ class Wanted:
         """Options of ``twistd anbox-session``."""
         options = ["--instance", where.name, "--runtime-dir", str(where.paths.runtime_dir)]
         options += ["--container-manager", self.manager or str(where.manager), "--backend", self.backend]
-        for name in ("rootfs", "image", "data_path", "adb_server"):
+        for name in ("rootfs", "image", "data_path", "adb_server", "clipboard"):
             value = getattr(self, name)
             if value is not None:
                 options += ["--" + name.replace("_", "-"), value]
-        return options
+        return [*options, "--launchers"] if self.launchers else options
 
 
 @click.command()
@@ -101,6 +104,15 @@ class Wanted:
 @click.option(
     "--manager", metavar="PATH", help="Use the container manager that listens there, not one of our own."
 )
+@click.option(
+    "--launchers/--no-launchers",
+    help="Make a launcher in the desktop's menu for each application of the guest.  [default: no-launchers]",
+)
+@click.option(
+    "--clipboard",
+    type=click.Choice(["auto", "private", *CLIPBOARDS]),
+    help="The clipboard that the guest shares: the desktop's, or a private one.  [default: auto]",
+)
 @click.option("-d", "--detach", is_flag=True, help="Return when the guest has booted; the instance goes on.")
 @click.option(
     "--timeout",
@@ -119,6 +131,8 @@ def up(
     data_path: str | None,
     adb_server: str | None,
     manager: str | None,
+    launchers: bool,
+    clipboard: str | None,
     detach: bool,
     timeout: float,
     verbose: bool,
@@ -144,6 +158,8 @@ def up(
         str(Path(data_path).absolute()) if data_path else None,
         adb_server,
         str(Path(manager).absolute()) if manager else None,
+        launchers,
+        clipboard,
     )
     if detach:
         return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))

@@ -15,9 +15,12 @@ from anbox_tw.errors import TimedOut
 from anbox_tw.rpc import ChannelClosed
 from anbox_tw.rpc._pb import anbox_session_pb2 as pb
 
-__all__ = ["wait", "wait_for"]
+__all__ = ["wait", "wait_for", "wait_ready"]
 
 DEFAULT_TIMEOUT_S = 60.0
+
+READY_TIMEOUT_S = 30.0
+"""The original's wait-ready looks 30 times, once a second."""
 
 
 @click.command()
@@ -44,6 +47,24 @@ def wait(instance: str, runtime_dir: str | None, level: str, timeout: float, as_
     info = run(lambda reactor: wait_for(reactor, where, level, timeout))
     if as_json:
         click.echo(json.dumps(as_dict(info), indent=2))
+
+
+@click.command("wait-ready")
+@instance_options
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=READY_TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait; then the exit code is 4.",
+)
+@click.option(
+    "--use-system-dbus", is_flag=True, hidden=True, help="Taken as in the original; D-Bus is not used."
+)
+def wait_ready(instance: str, runtime_dir: str | None, timeout: float, use_system_dbus: bool) -> None:
+    """Wait until the guest has booted and takes applications to launch; the same as 'anbox wait --for booted'."""
+    where = Instance.locate(instance, runtime_dir)
+    run(lambda reactor: wait_for(reactor, where, "booted", timeout))
 
 
 async def wait_for(reactor: Any, where: Instance, level: str, seconds: float) -> pb.SessionInfo:

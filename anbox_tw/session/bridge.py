@@ -134,7 +134,7 @@ class Bridge:
         """Call ``callback(kind, value)`` for what the guest does; returns what ends that.
 
         Kinds and values: ``connected`` and ``disconnected`` (None), ``boot_finished`` (whether it was the first boot of
-        its data), ``applications`` (changed and removed packages), ``windows`` (changed and removed tasks),
+        its data), ``applications`` (changed packages, and those that the guest calls removed), ``windows`` (changed and removed tasks),
         ``clipboard`` (None).
         """
         self._observers.append(callback)
@@ -205,6 +205,8 @@ class Bridge:
     def _forget(self, channel: Channel) -> None:
         if channel is self._channel:
             self._channel = None
+            # The next one reports its own; of applications the original's sends no second list.
+            self.windows.clear()
             self._tell("disconnected", None)
 
     # -- guest to host --
@@ -267,18 +269,18 @@ class Bridge:
                 icon=icon,
             )
             changed.append(package)
-        for app in update.removed_applications:
-            if self._drop(app.package):
-                removed.append(app.package)
+        for app in update.removed_applications[:MAX_APPLICATIONS]:
+            # Told even when this guest has not reported it: an earlier one may have.
+            if app.package:
+                self._drop(_text(app.package))
+                removed.append(_text(app.package))
         if changed or removed:
             self._tell("applications", (changed, removed))
 
-    def _drop(self, package: str) -> bool:
+    def _drop(self, package: str) -> None:
         app = self.applications.pop(package, None)
-        if app is None:
-            return False
-        self._icons_bytes -= len(app.icon)
-        return True
+        if app is not None:
+            self._icons_bytes -= len(app.icon)
 
     def _windows_changed(self, update: pb.WindowStateUpdateEvent) -> None:
         changed, removed = [], []

@@ -87,8 +87,12 @@ class SessionClient:
         type: str = "",
         categories: tuple[str, ...] = (),
         stack: int = 0,
+        bounds: tuple[int, int, int, int] | None = None,
     ) -> Deferred[None]:
-        """Launch an intent in the guest; fails with the guest's error. Arguments as ``Bridge.launch_application``."""
+        """Launch an intent in the guest; fails with the guest's error.
+
+        Arguments as ``Bridge.launch_application``; bounds are left, top, right and bottom.
+        """
         request = pb.Launch(
             package=package,
             component=component,
@@ -98,6 +102,8 @@ class SessionClient:
             categories=categories,
             stack=stack,
         )
+        if bounds is not None:
+            request.left, request.top, request.right, request.bottom = bounds
         # The session itself waits 30 s for the guest: its answer says more than a timeout of ours.
         return self.channel.call("launch", request, pb.Done, 40.0).addCallback(_nothing)
 

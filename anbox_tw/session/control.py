@@ -21,8 +21,8 @@ from anbox_tw.interfaces import IClipboard
 from anbox_tw.rpc import Dispatcher, Peer, RpcFactory
 from anbox_tw.rpc._pb import anbox_session_pb2 as pb
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Void
-from anbox_tw.session.bridge import Bridge, Rect
-from anbox_tw.session.errors import BadRequest, NotReadyYet
+from anbox_tw.session.bridge import Rect
+from anbox_tw.session.errors import BadRequest
 
 if TYPE_CHECKING:
     from anbox_tw.session.service import SessionService
@@ -38,7 +38,6 @@ class SessionControl:
 
     Args:
         session: what is asked about.
-        bridge: launches applications.
         clipboard: of host and guest.
         clock: for the links' timeouts.
         stop: called with a reason when a caller wants the session to end.
@@ -52,13 +51,11 @@ class SessionControl:
     def __init__(
         self,
         session: SessionService,
-        bridge: Bridge,
         clipboard: IClipboard,
         clock: IReactorTime,
         stop: Callable[[str], object],
     ) -> None:
         self._session = session
-        self._bridge = bridge
         self._clipboard = clipboard
         self._clock = clock
         self._stop = stop
@@ -158,15 +155,10 @@ class SessionControl:
             raise BadRequest("nothing to launch is named", "give a package, a component, an action or a uri")
         if request.stack not in STACKS:
             raise BadRequest(f"there is no stack {request.stack}", "0 is default, 1 fullscreen, 2 freeform")
-        if not self._session.state.levels.booted:
-            raise NotReadyYet(
-                f"the guest has not booted yet: waiting for {self._session.state.waiting_for}",
-                "anbox wait --for booted",
-            )
         bounds = None
         if request.HasField("left") or request.HasField("right"):
             bounds = Rect(request.left, request.top, request.right, request.bottom)
-        await self._bridge.launch_application(
+        await self._session.launch(
             package=request.package,
             component=request.component,
             action=request.action,
@@ -182,7 +174,7 @@ class SessionControl:
         return pb.ApplicationList(
             applications=[
                 pb.ApplicationList.Application(name=app.name, package=app.package, component=app.component)
-                for app in sorted(self._bridge.applications.values(), key=lambda app: (app.name, app.package))
+                for app in self._session.desktop.applications()
             ]
         )
 

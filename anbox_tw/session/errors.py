@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anbox_tw.errors import ExitCode, SessionError
 
-__all__ = ["BadRequest", "GuestNotConnected", "NotReadyYet"]
+__all__ = ["BadRequest", "GuestNotConnected", "NotReadyYet", "UnknownTask"]
 
 
 class GuestNotConnected(SessionError):
@@ -26,3 +26,10 @@ class BadRequest(SessionError):
 
     exit_code = ExitCode.USAGE
     default_code = "ANBOX-S003"
+
+
+class UnknownTask(SessionError):
+    """The guest has no task of this number."""
+
+    exit_code = ExitCode.USAGE
+    default_code = "ANBOX-S004"

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, fail, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,8 +28,13 @@ from anbox_tw.session.bridge import Bridge
 from anbox_tw.session.clipboard import Clipboard
 from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
 from anbox_tw.session.control import SessionControl
+from anbox_tw.session.desktop import DesktopFiles
+from anbox_tw.session.desktop_verbs import register_bridge_verbs
+from anbox_tw.session.errors import NotReadyYet
 from anbox_tw.session.hardware import Hardware, HardwareSettings
+from anbox_tw.session.launchers import launchers_of
 from anbox_tw.session.verbs import DeviceVerbs
+from anbox_tw.session.windows import Windows
 
 __all__ = ["SessionService", "SessionSettings"]
 
@@ -67,6 +72,10 @@ class SessionSettings:
         disabled_sensors: names of sensors that the device does not have.
         window_size: width and height of the display, pixels.
         hardware: how the device is equipped.
+        state_path: directory in which the session keeps what it knows of the guest's applications; empty keeps
+            nothing.
+        launchers: directory for the applications' desktop launchers; empty makes none.
+        dbus: ``session`` or ``system`` bus; empty for none.
     """
 
     paths: RuntimePaths
@@ -85,6 +94,9 @@ class SessionSettings:
     disabled_sensors: tuple[str, ...] = ()
     window_size: tuple[int, int] = (1024, 768)
     hardware: HardwareSettings = attrs.field(factory=HardwareSettings)
+    state_path: str = ""
+    launchers: str = ""
+    dbus: str = ""
 
 
 class SessionService(Service):
@@ -110,6 +122,8 @@ class SessionService(Service):
         registry: the pipe services.
         state: phase and levels.
         bridge: to the guest's Android side.
+        desktop: what is kept for the desktop, the applications above all.
+        windows: the guest's tasks.
         adb: the ADB pipe service.
         adb_link: to the host's ADB server.
     """
@@ -157,7 +171,15 @@ class SessionService(Service):
             self.registry.register(service)
         self.bridge = Bridge(reactor, self.clipboard)
         self.bridge.observe(self._bridge_changed)
-        self.control = SessionControl(self, self.bridge, self.clipboard, reactor, stop or self._asked_to_stop)
+        self.desktop = DesktopFiles(reactor, self.bridge, settings.state_path, launchers_of(settings))
+        self.windows = Windows(
+            self.bridge,
+            self.desktop.label_of,
+            lambda what, task, package: self._tell("task", str(task), f"{what} {package}"),
+            single_window=settings.single_window,
+        )
+        register_bridge_verbs(self)
+        self.control = SessionControl(self, self.clipboard, reactor, stop or self._asked_to_stop)
         # The control socket comes first: it is how a second session of the instance is found out.
         self._listeners = [
             UnixListener(reactor, self.paths.control, self.control.factory, mode=0o600, name="control"),
@@ -208,6 +230,7 @@ class SessionService(Service):
             "bridge": {
                 "connected": self.bridge.connected,
                 "applications": len(self.bridge.applications),
+                "known_applications": len(self.desktop.applications()),
                 "windows": len(self.bridge.windows),
             },
             "pipe_services": list(self.registry),
@@ -219,6 +242,25 @@ class SessionService(Service):
         """Call ``callback(kind, name, detail)`` for each event of the control socket; returns what ends that."""
         self._observers.append(callback)
         return lambda: self._observers.remove(callback) if callback in self._observers else None
+
+    def launch(self, *, stack: int = 0, **intent: Any) -> Deferred[None]:
+        """Launch an intent in the guest, in the stack that the window mode allows.
+
+        Args:
+            stack: 0 default, 1 fullscreen, 2 freeform.
+            intent: the other arguments of `Bridge.launch_application`.
+
+        Returns:
+            As `Bridge.launch_application`; fails with `NotReadyYet` before the guest has booted.
+        """
+        if not self.state.levels.booted:
+            return fail(
+                NotReadyYet(
+                    f"the guest has not booted yet: waiting for {self.state.waiting_for}",
+                    "anbox wait --for booted",
+                )
+            )
+        return self.bridge.launch_application(stack=self.windows.stack_for(stack), **intent)
 
     # -- life --
 
@@ -235,7 +277,7 @@ class SessionService(Service):
         self.paths.make_directories()
         begun: list[Any] = []
         try:
-            for part in (*self._listeners, self.adb, self.adb_link):
+            for part in (*self._listeners, self.desktop, self.adb, self.adb_link):
                 part.startService()
                 begun.append(part)
         except Exception:
@@ -289,6 +331,7 @@ class SessionService(Service):
         else:
             await self._supervisor.stopService()
         self.bridge.reset()
+        await self.desktop.stopService()
         pipe_parts = [self.hardware.stop(), self.adb.stopService(), self.adb_link.stopService()]
         await gatherResults(pipe_parts, consumeErrors=True)
         await gatherResults([listener.stopService() for listener in self._listeners], consumeErrors=True)

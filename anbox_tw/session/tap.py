@@ -12,11 +12,14 @@ from twisted.python import usage
 
 from anbox_tw.device import SENSORS
 from anbox_tw.errors import ConfigError
+from anbox_tw.interfaces import IClipboard
 from anbox_tw.network import RuntimePaths, check_instance_name
 from anbox_tw.network.systemd import notify
 from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.qemu.boot_properties import check_property
+from anbox_tw.session.host_clipboard import CLIPBOARDS, make_clipboard
+from anbox_tw.session.launchers import applications_directory
 from anbox_tw.session.manager import manager_connector
 from anbox_tw.session.service import DEFAULT_PROPERTIES, SessionService, SessionSettings
 
@@ -45,7 +48,8 @@ class Options(CommandOptions):
         "Environment: XDG_RUNTIME_DIR; ADB_SERVER_SOCKET, ANDROID_ADB_SERVER_ADDRESS and ANDROID_ADB_SERVER_PORT, as adb "
         "reads them; ANBOX_FORCE_SERVER_SIDE_DECORATION=true, ANBOX_FORCE_SOFTWARE_RENDERING=true and "
         "ANBOX_ENABLE_TOUCH_EMULATION=false, as the flags of these names; NOTIFY_SOCKET, for systemd's Type=notify. "
-        "ANBOX_LOG_LEVEL and ANBOX_PLATFORM are checked and change nothing yet."
+        "ANBOX_PLATFORM=null is as --single-window. ANBOX_LOG_LEVEL is checked and changes nothing yet. XDG_DATA_HOME and "
+        "ANBOX_NO_DESKTOP_SUBDIR say where launchers go; WAYLAND_DISPLAY and DISPLAY, where the clipboard is."
     )
 
     optParameters = [
@@ -81,6 +85,13 @@ class Options(CommandOptions):
             "Sensors the guest shall not have, by comma.",
         ],
         ["window-size", None, "1024,768", "Width and height of the display, in pixels."],
+        [
+            "clipboard",
+            None,
+            "auto",
+            "Which clipboard the guest shares: that of the desktop (auto, or by its tool: wayland, xclip, xsel), or one of "
+            "the session's own (private).",
+        ],
         ["desktop_file_hint", None, "", "For desktop shells; " + LATER + "."],
     ]
 
@@ -98,6 +109,12 @@ class Options(CommandOptions):
             None,
             "Whole Android in one window: the application manager is launched when it has booted.",
         ],
+        [
+            "launchers",
+            None,
+            "Make a launcher in the desktop's menu for each application of the guest.",
+        ],
+        ["no-launchers", None, "Make none, whatever the configuration file says; the default."],
         ["use-system-dbus", None, "System instead of session bus; there is no D-Bus interface yet."],
         ["software-rendering", None, "Render without a GPU; " + LATER + "."],
         ["no-touch-emulation", None, "The mouse is a mouse; " + LATER + "."],
@@ -166,6 +183,15 @@ class Options(CommandOptions):
             if self[name] and self[name] != "host":
                 self[name] = os.path.abspath(self[name])
         self._window_size()
+        if self["no-launchers"]:
+            self["launchers"] = 0
+        if self["clipboard"] not in ("auto", "private", *CLIPBOARDS):
+            raise usage.UsageError(
+                f"--clipboard {self['clipboard']}: there is auto, private, {', '.join(CLIPBOARDS)}"
+            )
+        if environment.get("ANBOX_PLATFORM") == "null":
+            # Without a display server there is one window at most.
+            self["single-window"] = 1
         unknown = {name for name in self["disabled-sensors"].split(",") if name} - set(SENSORS)
         if unknown:
             _log.warn("--disabled-sensors: no sensor is called {names}", names=", ".join(sorted(unknown)))
@@ -199,7 +225,13 @@ class Options(CommandOptions):
             single_window=bool(self["single-window"]),
             disabled_sensors=tuple(name for name in self["disabled-sensors"].split(",") if name),
             window_size=self._window_size(),
+            state_path=f"{self['data-path'] or paths.data_path(environ=self.environment)}/session",
+            launchers=applications_directory(self.environment) if self["launchers"] else "",
         )
+
+    def clipboard(self, reactor: Any) -> IClipboard:
+        """The clipboard that the guest shares."""
+        return make_clipboard(reactor, self.environment, self["clipboard"])
 
     @property
     def manager(self) -> str:
@@ -260,7 +292,13 @@ class _Main(CommandService):
     def prepare(self) -> None:
         reactor, settings = self._twisted_reactor, self._options.settings
         connect = manager_connector(reactor, self._options.manager, settings.paths)
-        session = SessionService(reactor, settings, connect, stop=lambda reason: reactor.stop())
+        session = SessionService(
+            reactor,
+            settings,
+            connect,
+            clipboard=self._options.clipboard(reactor),
+            stop=lambda reason: reactor.stop(),
+        )
         session.observe(_tell_systemd)
         session.setServiceParent(self)
 

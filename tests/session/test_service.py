@@ -520,7 +520,7 @@ class BridgeTests(SessionCase):
                 ("windows", ([1, 2], [])),
                 ("windows", ([2], [1])),
                 ("applications", (["a"], [])),
-                ("applications", ([], ["a"])),
+                ("applications", ([], ["a", "never"])),
             ],
         )
         self.assertEqual(list(bridge.windows), [2])
