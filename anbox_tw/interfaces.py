@@ -7,8 +7,10 @@ takes time is a Deferred.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.interfaces import IConsumer
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 __all__ = [
+    "IAudioCapture",
+    "IAudioPlayback",
+    "IAudioSink",
+    "IAudioSource",
     "IClipboard",
     "IConnectionCreator",
     "IContainer",
@@ -98,6 +104,64 @@ class IClipboard(Interface):
 
     def set_text(text: str) -> Deferred[None]:
         """Replace it; fires when others can see it."""
+
+
+class IAudioSink(Interface):
+    """Where the guest's sound goes."""
+
+    name = Attribute("``str``: for lists and logs.")
+
+    def open(form: Any, label: str) -> IAudioPlayback:
+        """Begin a stream; several may be open at once.
+
+        Args:
+            form: of its samples, an `anbox_tw.device.pcm.PcmFormat`.
+            label: what a mixer calls it.
+        """
+
+
+class IAudioPlayback(IConsumer):
+    """One stream to a sink. ``write`` takes whole frames; a registered push producer is paused while the buffer is full."""
+
+    def finish() -> Deferred[None]:
+        """No more will be written; fires when the rest was played, or could not be."""
+
+    def abort() -> Deferred[None]:
+        """End at once; fires when everything of the stream is gone."""
+
+    def describe() -> dict[str, Any]:
+        """State and counters of the stream, JSON-able: at least ``sink``, ``buffered_ms``, ``played_ms``, ``dropped_ms``
+        and ``underruns``."""
+
+
+class IAudioSource(Interface):
+    """Where what the guest records comes from."""
+
+    name = Attribute("``str``: for lists and logs.")
+
+    def open(form: Any, deliver: Callable[[bytes], object]) -> IAudioCapture:
+        """Begin a stream; several may be open at once.
+
+        Args:
+            form: of the samples that are wanted, an `anbox_tw.device.pcm.PcmFormat`.
+            deliver: called with whole frames, at the pace of the format.
+        """
+
+
+class IAudioCapture(Interface):
+    """One stream from a source."""
+
+    def pause() -> None:
+        """The guest does not read. A source that can wait does; a live one goes on, and what it delivers is lost."""
+
+    def resume() -> None:
+        """It reads again."""
+
+    def close() -> Deferred[None]:
+        """End it; fires when everything of the stream is gone, and nothing is delivered from now on."""
+
+    def describe() -> dict[str, Any]:
+        """State of the stream, JSON-able: at least ``source``."""
 
 
 class IContainerBackend(Interface):

@@ -64,6 +64,7 @@ class ContainerClient:
         instance: str = DEFAULT_INSTANCE,
         *,
         bind_mounts: Iterable[tuple[str, str]] = (),
+        read_only: Iterable[str] = (),
         devices: Iterable[tuple[str, int]] = (),
         extra_properties: Iterable[str] = (),
         backend: str = "",
@@ -84,6 +85,7 @@ class ContainerClient:
         Args:
             instance: its name.
             bind_mounts: pairs of a path on the host and one in the container.
+            read_only: paths in the container, those of bind mounts that it cannot write to.
             devices: pairs of a device and its mode in the container.
             extra_properties: ``name=value`` for Android's ``default.prop``.
             backend: ``process`` or ``lxc``.
@@ -103,10 +105,14 @@ class ContainerClient:
         Returns:
             Fires when it runs; fails with ``RemoteError`` when it does not.
         """
+        unwritable = frozenset(read_only)
         message = pb.StartContainer(
             configuration=pb.Configuration(
                 bind_mounts=[
-                    pb.Configuration.BindMount(source=source, target=target) for source, target in bind_mounts
+                    pb.Configuration.BindMount(
+                        source=source, target=target, read_only=target in unwritable or None
+                    )
+                    for source, target in bind_mounts
                 ],
                 devices=[pb.Configuration.Devices(path=path, permission=mode) for path, mode in devices],
                 extra_properties=list(extra_properties),

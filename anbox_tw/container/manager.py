@@ -84,6 +84,7 @@ class StartRequest:
     Attributes:
         instance: its name.
         bind_mounts: pairs of source and target.
+        read_only: targets of those that the container cannot write to.
         devices: pairs of path and permission.
         extra_properties: ``name=value``.
         backend: its name.
@@ -101,6 +102,7 @@ class StartRequest:
 
     instance: str = DEFAULT_INSTANCE
     bind_mounts: tuple[tuple[str, str], ...] = ()
+    read_only: tuple[str, ...] = ()
     devices: tuple[tuple[str, int], ...] = ()
     extra_properties: tuple[str, ...] = ()
     backend: str = ""
@@ -564,7 +566,10 @@ class ContainerManager:
             image=image or None,
             data_path=data_path,
             run_path=settings.run_of(name),
-            bind_mounts=[BindMount(source, target) for source, target in request.bind_mounts],
+            bind_mounts=[
+                BindMount(source, target, read_only=target in request.read_only)
+                for source, target in request.bind_mounts
+            ],
             devices=[Device(path, permission) for path, permission in request.devices],
             extra_properties=request.extra_properties,
             owner_uid=caller.uid,

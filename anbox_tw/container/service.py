@@ -50,6 +50,7 @@ def start_request(message: pb.StartContainer) -> StartRequest:
     return StartRequest(
         instance=message.instance or DEFAULT_INSTANCE,
         bind_mounts=tuple((mount.source, mount.target) for mount in configuration.bind_mounts),
+        read_only=tuple(mount.target for mount in configuration.bind_mounts if mount.read_only),
         devices=tuple((device.path, device.permission) for device in configuration.devices),
         extra_properties=tuple(configuration.extra_properties),
         backend=message.backend,

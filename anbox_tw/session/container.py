@@ -41,6 +41,7 @@ class ContainerRequest:
     Attributes:
         instance: its name.
         bind_mounts: pairs of a host path and a path in the container, without a leading slash.
+        read_only: the latter of those that the container cannot write to.
         devices: pairs of a device path and its permission bits.
         extra_properties: ``name=value`` for the guest's default.prop.
         backend: ``process``, ``lxc``, or empty for the manager's default.
@@ -53,6 +54,7 @@ class ContainerRequest:
 
     instance: str
     bind_mounts: tuple[tuple[str, str], ...] = ()
+    read_only: tuple[str, ...] = ()
     devices: tuple[tuple[str, int], ...] = ()
     extra_properties: tuple[str, ...] = ()
     backend: str = ""

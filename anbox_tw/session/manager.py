@@ -33,6 +33,7 @@ class Manager:
         return self._client.start_container(
             request.instance,
             bind_mounts=request.bind_mounts,
+            read_only=request.read_only,
             devices=request.devices,
             extra_properties=request.extra_properties,
             backend=request.backend,

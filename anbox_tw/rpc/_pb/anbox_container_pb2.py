@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61nbox_container.proto\x12\x18\x61nbox.protobuf.container\"\x8d\x02\n\rConfiguration\x12\x46\n\x0b\x62ind_mounts\x18\x01 \x03(\x0b\x32\x31.anbox.protobuf.container.Configuration.BindMount\x12@\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32/.anbox.protobuf.container.Configuration.Devices\x12\x18\n\x10\x65xtra_properties\x18\x03 \x03(\t\x1a+\n\tBindMount\x12\x0e\n\x06source\x18\x01 \x02(\t\x12\x0e\n\x06target\x18\x02 \x02(\t\x1a+\n\x07\x44\x65vices\x12\x0c\n\x04path\x18\x01 \x02(\t\x12\x12\n\npermission\x18\x02 \x02(\r\"\xa7\x03\n\x0eStartContainer\x12>\n\rconfiguration\x18\x01 \x02(\x0b\x32\'.anbox.protobuf.container.Configuration\x12\x10\n\x08instance\x18\n \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x0b \x01(\t\x12\x0e\n\x06rootfs\x18\x0c \x01(\t\x12\x11\n\tdata_path\x18\r \x01(\t\x12\r\n\x05image\x18\x0e \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0f \x01(\x08\x12\x12\n\nprivileged\x18\x10 \x01(\x08\x12\x1a\n\x12use_rootfs_overlay\x18\x11 \x01(\x08\x12\x18\n\x10\x66orce_squashfuse\x18\x12 \x01(\x08\x12\x0c\n\x04init\x18\x13 \x03(\t\x12Q\n\x0b\x65nvironment\x18\x14 \x03(\x0b\x32<.anbox.protobuf.container.StartContainer.EnvironmentVariable\x12\x0f\n\x07network\x18\x15 \x01(\x08\x1a\x32\n\x13\x45nvironmentVariable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"0\n\rStopContainer\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\x12\x10\n\x08instance\x18\n \x01(\t\"s\n\x0fStructuredError\x12\x0e\n\x06\x64omain\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\r\n\x05\x63\x61use\x18\n \x01(\t\x12\x0c\n\x04\x63ure\x18\x0b \x01(\t\x12\x12\n\nidentifier\x18\x0c \x01(\t\x12\x11\n\texit_code\x18\r \x01(\r\"\x10\n\x0eListContainers\"\xa1\x01\n\rContainerList\x12;\n\ncontainers\x18\x01 \x03(\x0b\x32\'.anbox.protobuf.container.ContainerInfo\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredError\"(\n\x14\x43ontainerInfoRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\"\xd4\x02\n\rContainerInfo\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x11\n\towner_uid\x18\x05 \x01(\r\x12\x11\n\towner_gid\x18\x06 \x01(\r\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x0e\n\x06rootfs\x18\t \x01(\t\x12\x11\n\tdata_path\x18\n \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0b \x01(\x08\x12\x12\n\nstarted_at\x18\x0c \x01(\x01\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x0e \x01(\t\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredError\"#\n\x0fWatchContainers\x12\x10\n\x08instance\x18\x01 \x01(\t\"\xb8\x01\n\x0e\x43ontainerEvent\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x11\n\ttimestamp\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredError\"\x14\n\x12ManagerInfoRequest\"\xcc\x01\n\x0bManagerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x17\n\x0f\x64\x65\x66\x61ult_backend\x18\x03 \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\x04 \x03(\t\x12\x11\n\tdata_path\x18\x05 \x01(\t\x12\x0c\n\x04root\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredErrorB\x02H\x03')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61nbox_container.proto\x12\x18\x61nbox.protobuf.container\"\xa0\x02\n\rConfiguration\x12\x46\n\x0b\x62ind_mounts\x18\x01 \x03(\x0b\x32\x31.anbox.protobuf.container.Configuration.BindMount\x12@\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32/.anbox.protobuf.container.Configuration.Devices\x12\x18\n\x10\x65xtra_properties\x18\x03 \x03(\t\x1a>\n\tBindMount\x12\x0e\n\x06source\x18\x01 \x02(\t\x12\x0e\n\x06target\x18\x02 \x02(\t\x12\x11\n\tread_only\x18\n \x01(\x08\x1a+\n\x07\x44\x65vices\x12\x0c\n\x04path\x18\x01 \x02(\t\x12\x12\n\npermission\x18\x02 \x02(\r\"\xa7\x03\n\x0eStartContainer\x12>\n\rconfiguration\x18\x01 \x02(\x0b\x32\'.anbox.protobuf.container.Configuration\x12\x10\n\x08instance\x18\n \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x0b \x01(\t\x12\x0e\n\x06rootfs\x18\x0c \x01(\t\x12\x11\n\tdata_path\x18\r \x01(\t\x12\r\n\x05image\x18\x0e \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0f \x01(\x08\x12\x12\n\nprivileged\x18\x10 \x01(\x08\x12\x1a\n\x12use_rootfs_overlay\x18\x11 \x01(\x08\x12\x18\n\x10\x66orce_squashfuse\x18\x12 \x01(\x08\x12\x0c\n\x04init\x18\x13 \x03(\t\x12Q\n\x0b\x65nvironment\x18\x14 \x03(\x0b\x32<.anbox.protobuf.container.StartContainer.EnvironmentVariable\x12\x0f\n\x07network\x18\x15 \x01(\x08\x1a\x32\n\x13\x45nvironmentVariable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"0\n\rStopContainer\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\x12\x10\n\x08instance\x18\n \x01(\t\"s\n\x0fStructuredError\x12\x0e\n\x06\x64omain\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\r\n\x05\x63\x61use\x18\n \x01(\t\x12\x0c\n\x04\x63ure\x18\x0b \x01(\t\x12\x12\n\nidentifier\x18\x0c \x01(\t\x12\x11\n\texit_code\x18\r \x01(\r\"\x10\n\x0eListContainers\"\xa1\x01\n\rContainerList\x12;\n\ncontainers\x18\x01 \x03(\x0b\x32\'.anbox.protobuf.container.ContainerInfo\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredError\"(\n\x14\x43ontainerInfoRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\"\xd4\x02\n\rContainerInfo\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x11\n\towner_uid\x18\x05 \x01(\r\x12\x11\n\towner_gid\x18\x06 \x01(\r\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x0e\n\x06rootfs\x18\t \x01(\t\x12\x11\n\tdata_path\x18\n \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0b \x01(\x08\x12\x12\n\nstarted_at\x18\x0c \x01(\x01\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x0e \x01(\t\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredError\"#\n\x0fWatchContainers\x12\x10\n\x08instance\x18\x01 \x01(\t\"\xb8\x01\n\x0e\x43ontainerEvent\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x11\n\ttimestamp\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredError\"\x14\n\x12ManagerInfoRequest\"\xcc\x01\n\x0bManagerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x17\n\x0f\x64\x65\x66\x61ult_backend\x18\x03 \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\x04 \x03(\t\x12\x11\n\tdata_path\x18\x05 \x01(\t\x12\x0c\n\x04root\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x7f \x01(\t\x12\x44\n\x10structured_error\x18\x80\x01 \x01(\x0b\x32).anbox.protobuf.container.StructuredErrorB\x02H\x03')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,33 +33,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'H\003'
   _globals['_CONFIGURATION']._serialized_start=52
-  _globals['_CONFIGURATION']._serialized_end=321
+  _globals['_CONFIGURATION']._serialized_end=340
   _globals['_CONFIGURATION_BINDMOUNT']._serialized_start=233
-  _globals['_CONFIGURATION_BINDMOUNT']._serialized_end=276
-  _globals['_CONFIGURATION_DEVICES']._serialized_start=278
-  _globals['_CONFIGURATION_DEVICES']._serialized_end=321
-  _globals['_STARTCONTAINER']._serialized_start=324
-  _globals['_STARTCONTAINER']._serialized_end=747
-  _globals['_STARTCONTAINER_ENVIRONMENTVARIABLE']._serialized_start=697
-  _globals['_STARTCONTAINER_ENVIRONMENTVARIABLE']._serialized_end=747
-  _globals['_STOPCONTAINER']._serialized_start=749
-  _globals['_STOPCONTAINER']._serialized_end=797
-  _globals['_STRUCTUREDERROR']._serialized_start=799
-  _globals['_STRUCTUREDERROR']._serialized_end=914
-  _globals['_LISTCONTAINERS']._serialized_start=916
-  _globals['_LISTCONTAINERS']._serialized_end=932
-  _globals['_CONTAINERLIST']._serialized_start=935
-  _globals['_CONTAINERLIST']._serialized_end=1096
-  _globals['_CONTAINERINFOREQUEST']._serialized_start=1098
-  _globals['_CONTAINERINFOREQUEST']._serialized_end=1138
-  _globals['_CONTAINERINFO']._serialized_start=1141
-  _globals['_CONTAINERINFO']._serialized_end=1481
-  _globals['_WATCHCONTAINERS']._serialized_start=1483
-  _globals['_WATCHCONTAINERS']._serialized_end=1518
-  _globals['_CONTAINEREVENT']._serialized_start=1521
-  _globals['_CONTAINEREVENT']._serialized_end=1705
-  _globals['_MANAGERINFOREQUEST']._serialized_start=1707
-  _globals['_MANAGERINFOREQUEST']._serialized_end=1727
-  _globals['_MANAGERINFO']._serialized_start=1730
-  _globals['_MANAGERINFO']._serialized_end=1934
+  _globals['_CONFIGURATION_BINDMOUNT']._serialized_end=295
+  _globals['_CONFIGURATION_DEVICES']._serialized_start=297
+  _globals['_CONFIGURATION_DEVICES']._serialized_end=340
+  _globals['_STARTCONTAINER']._serialized_start=343
+  _globals['_STARTCONTAINER']._serialized_end=766
+  _globals['_STARTCONTAINER_ENVIRONMENTVARIABLE']._serialized_start=716
+  _globals['_STARTCONTAINER_ENVIRONMENTVARIABLE']._serialized_end=766
+  _globals['_STOPCONTAINER']._serialized_start=768
+  _globals['_STOPCONTAINER']._serialized_end=816
+  _globals['_STRUCTUREDERROR']._serialized_start=818
+  _globals['_STRUCTUREDERROR']._serialized_end=933
+  _globals['_LISTCONTAINERS']._serialized_start=935
+  _globals['_LISTCONTAINERS']._serialized_end=951
+  _globals['_CONTAINERLIST']._serialized_start=954
+  _globals['_CONTAINERLIST']._serialized_end=1115
+  _globals['_CONTAINERINFOREQUEST']._serialized_start=1117
+  _globals['_CONTAINERINFOREQUEST']._serialized_end=1157
+  _globals['_CONTAINERINFO']._serialized_start=1160
+  _globals['_CONTAINERINFO']._serialized_end=1500
+  _globals['_WATCHCONTAINERS']._serialized_start=1502
+  _globals['_WATCHCONTAINERS']._serialized_end=1537
+  _globals['_CONTAINEREVENT']._serialized_start=1540
+  _globals['_CONTAINEREVENT']._serialized_end=1724
+  _globals['_MANAGERINFOREQUEST']._serialized_start=1726
+  _globals['_MANAGERINFOREQUEST']._serialized_end=1746
+  _globals['_MANAGERINFO']._serialized_start=1749
+  _globals['_MANAGERINFO']._serialized_end=1953
 # @@protoc_insertion_point(module_scope)

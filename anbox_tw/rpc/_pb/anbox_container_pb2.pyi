@@ -9,12 +9,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Configuration(_message.Message):
     __slots__ = ("bind_mounts", "devices", "extra_properties")
     class BindMount(_message.Message):
-        __slots__ = ("source", "target")
+        __slots__ = ("source", "target", "read_only")
         SOURCE_FIELD_NUMBER: _ClassVar[int]
         TARGET_FIELD_NUMBER: _ClassVar[int]
+        READ_ONLY_FIELD_NUMBER: _ClassVar[int]
         source: str
         target: str
-        def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+        read_only: bool
+        def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
     class Devices(_message.Message):
         __slots__ = ("path", "permission")
         PATH_FIELD_NUMBER: _ClassVar[int]
