@@ -38,7 +38,44 @@ def _parser() -> argparse.ArgumentParser:
     clipboard.add_argument("text", nargs="?", help="what to set; '-' reads standard input")
     manager = commands.add_parser("am", help="launch and stop applications, as Android's am", add_help=False)
     manager.add_argument("arguments", nargs=argparse.REMAINDER)
+    play = commands.add_parser("play", help="play sound, as the audio HAL does")
+    play.add_argument("file", help="WAV or raw samples (44100 Hz, 16 bits, stereo); '-' reads standard input")
+    record = commands.add_parser("record", help="record sound, as the audio HAL does")
+    record.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how much [%(default)s]")
+    record.add_argument("file", help="the WAV file to write; '-' writes raw samples to standard output")
+    getevent = commands.add_parser(
+        "getevent", help="print what the input devices send, as Android's getevent -lt"
+    )
+    getevent.add_argument(
+        "-c", "--count", type=int, default=0, metavar="N", help="end after so many events [never]"
+    )
+    getevent.add_argument(
+        "device", nargs="*", help="event0 (pointer), event1 (keyboard), event2 (touch) [all]"
+    )
     return parser
+
+
+def _media(options: argparse.Namespace) -> int:
+    """The commands that block, as the HAL and EventHub do."""
+    from anbox_tw.guest import audio, input
+
+    socket = os.path.join(options.dev, "anbox_audio")
+    try:
+        if options.command == "play":
+            audio.play(socket, options.file)
+        elif options.command == "record":
+            audio.record(socket, options.file, options.seconds)
+        else:
+            input.get_events(options.dev, options.device, options.count)
+    except AnboxError as error:
+        print(f"anbox guest: {error}", file=sys.stderr)  # noqa: T201
+        return int(error.exit_code)
+    except OSError as error:
+        print(f"anbox guest: {error.filename or ''}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return int(ExitCode.FAILED)
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def _serve(dev: str, root: str) -> int:
@@ -115,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _clipboard(options.dev, options.text)
     if options.command == "am":
         return _am(options.dev, options.arguments)
+    if options.command in ("play", "record", "getevent"):
+        return _media(options)
     root = os.path.abspath(options.root)
     if options.services or (os.getpid() == 1 and not options.alone):
         # before the imports, which take a while: process 1 must not lose the signal that ends it

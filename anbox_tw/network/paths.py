@@ -221,7 +221,9 @@ class RuntimePaths:
             )
 
     def make_directories(self) -> None:
-        """Make the instance's directories, each 0700.
+        """Make the instance's directories, each 0700 but ``input``, which is 0755.
+
+        That one is seen in the container, whose users are others; nobody on the host passes the directories above it.
 
         Raises:
             PermissionRefused: one cannot be made, or is not ours alone.
@@ -229,14 +231,17 @@ class RuntimePaths:
         below = [self.root]
         if self.instance != DEFAULT_INSTANCE:
             below += [f"{self.root}/instances", self.base]
-        for path in [*below, self.sockets, self.input]:
+        for path in [*below, self.sockets]:
             _own_directory(path)
+        _own_directory(self.input, 0o755)
 
 
-def _own_directory(path: str) -> None:
+def _own_directory(path: str, mode: int = 0o700) -> None:
     # Below the runtime directory, which is private already: what exists keeps the mode that its maker chose.
     try:
-        os.mkdir(path, 0o700)
+        os.mkdir(path, mode)
+        if mode & 0o077:
+            os.chmod(path, mode)  # whatever the umask is
     except FileExistsError:
         status = os.lstat(path)
         if not stat.S_ISDIR(status.st_mode):

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from anbox_tw.device import Device
+from anbox_tw.device.injector import Injector
 from anbox_tw.interfaces import IClipboard, IPipeService
 from anbox_tw.network import PortAllocator, RuntimePaths, UnixListener
 from anbox_tw.qemu.adb import AdbPipeService
@@ -24,6 +25,7 @@ from anbox_tw.qemu.boot_properties import BootPropertiesService
 from anbox_tw.qemu.pipe import PipeConnectionCreator
 from anbox_tw.qemu.registry import PipeServiceRegistry
 from anbox_tw.session._state import Input, Levels, SessionState
+from anbox_tw.session.audio import DEFAULT_LATENCY_S, AudioServer, make_sink, make_source
 from anbox_tw.session.bridge import Bridge
 from anbox_tw.session.clipboard import Clipboard
 from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
@@ -32,6 +34,7 @@ from anbox_tw.session.desktop import DesktopFiles
 from anbox_tw.session.desktop_verbs import register_bridge_verbs
 from anbox_tw.session.errors import NotReadyYet
 from anbox_tw.session.hardware import Hardware, HardwareSettings
+from anbox_tw.session.input import InputServer, register_input_verbs
 from anbox_tw.session.launchers import launchers_of
 from anbox_tw.session.verbs import DeviceVerbs
 from anbox_tw.session.windows import Windows
@@ -46,6 +49,9 @@ APP_MANAGER = ("org.anbox.appmgr", "org.anbox.appmgr.AppViewActivity")
 
 APP_MANAGER_DELAY_S = 0.05
 """Between boot and launch of it, as in the original."""
+
+INPUT_TARGET = "dev/input"
+"""The whole directory is bound: Android's EventHub watches it, and so sees a session that was restarted."""
 
 FUSE = "/dev/fuse"
 """Android's sdcard daemon mounts with it."""
@@ -76,6 +82,11 @@ class SessionSettings:
             nothing.
         launchers: directory for the applications' desktop launchers; empty makes none.
         dbus: ``session`` or ``system`` bus; empty for none.
+        touch_emulation: whether the mouse is a finger.
+        audio: where the guest's sound goes: ``auto``, ``pulse``, ``pipewire``, ``wav:PATH`` or ``null``.
+        microphone: what it records: ``silence``, ``tone``, ``wav:PATH``, ``raw:PATH``, ``pulse``, ``pipewire`` or
+            ``none``.
+        audio_latency: seconds of sound that may wait between the guest and the loudspeaker.
     """
 
     paths: RuntimePaths
@@ -97,6 +108,10 @@ class SessionSettings:
     state_path: str = ""
     launchers: str = ""
     dbus: str = ""
+    touch_emulation: bool = True
+    audio: str = "auto"
+    microphone: str = "silence"
+    audio_latency: float = DEFAULT_LATENCY_S
 
 
 class SessionService(Service):
@@ -124,6 +139,9 @@ class SessionService(Service):
         bridge: to the guest's Android side.
         desktop: what is kept for the desktop, the applications above all.
         windows: the guest's tasks.
+        injector: plays gestures on the device's input.
+        input: what the guest has in ``/dev/input``.
+        audio: what it plays and records.
         adb: the ADB pipe service.
         adb_link: to the host's ADB server.
     """
@@ -148,6 +166,16 @@ class SessionService(Service):
         width, height = settings.window_size
         self.device = device or Device(disabled_sensors=settings.disabled_sensors, width=width, height=height)
         self.verbs = DeviceVerbs(self.device)
+        self.injector = Injector(self.device, reactor, touch_emulation=settings.touch_emulation)
+        self.input = InputServer(reactor, self.device, self.paths.input)
+        register_input_verbs(self.verbs, self.injector, self.input)
+        self.audio = AudioServer(
+            reactor,
+            self.paths.anbox_audio,
+            make_sink(settings.audio, reactor, settings.audio_latency),
+            make_source(settings.microphone, reactor),
+            label=f"anbox {self.paths.instance}",
+        )
         self.started_at = 0.0
         self.container_info: dict[str, Any] = {}
         self._container_told = ("absent", "")
@@ -190,7 +218,12 @@ class SessionService(Service):
         ]
         self.request = ContainerRequest(
             instance=self.paths.instance,
-            bind_mounts=tuple((path, f"dev/{name}") for name, path in self.guest_sockets().items()),
+            bind_mounts=(
+                *((path, f"dev/{name}") for name, path in self.guest_sockets().items()),
+                (self.paths.input, INPUT_TARGET),
+            ),
+            # What is in it is ours: a guest that could remove or replace a socket would have the session fail.
+            read_only=(INPUT_TARGET,),
             devices=settings.devices,
             extra_properties=("ro.boot.fake_battery=1", *settings.extra_properties),
             backend=settings.backend,
@@ -213,11 +246,15 @@ class SessionService(Service):
 
     def guest_sockets(self) -> dict[str, str]:
         """The sockets that the container gets in its ``/dev``: name to host path."""
-        return {"qemu_pipe": self.paths.qemu_pipe, "anbox_bridge": self.paths.anbox_bridge}
+        return {
+            "qemu_pipe": self.paths.qemu_pipe,
+            "anbox_bridge": self.paths.anbox_bridge,
+            "anbox_audio": self.paths.anbox_audio,
+        }
 
     def sockets(self) -> dict[str, str]:
         """All sockets of the session: name to host path."""
-        return {**self.guest_sockets(), "control": self.paths.control}
+        return {**self.guest_sockets(), **self.input.sockets(), "control": self.paths.control}
 
     def details(self) -> dict[str, Any]:
         """What the fixed fields of ``session_info`` do not say; JSON-able."""
@@ -234,6 +271,8 @@ class SessionService(Service):
                 "windows": len(self.bridge.windows),
             },
             "pipe_services": list(self.registry),
+            "audio": self.audio.describe(),
+            "input": self.input.describe(),
             "first_boot": self.state.first_boot,
             "starts": self.state.starts,
         }
@@ -277,7 +316,7 @@ class SessionService(Service):
         self.paths.make_directories()
         begun: list[Any] = []
         try:
-            for part in (*self._listeners, self.desktop, self.adb, self.adb_link):
+            for part in (*self._listeners, self.input, self.audio, self.desktop, self.adb, self.adb_link):
                 part.startService()
                 begun.append(part)
         except Exception:
@@ -303,8 +342,9 @@ class SessionService(Service):
     def _give_up(self, begun: list[Any]) -> None:
         """Undo a start that failed. The process may end before the reactor's next turn, so the paths go at once."""
         for part in reversed(begun):
-            if isinstance(part, UnixListener) and part.owns_path():
-                os.unlink(part.path)
+            for listener in [part] if isinstance(part, UnixListener) else getattr(part, "listeners", []):
+                if listener.owns_path():
+                    os.unlink(listener.path)
             ensureDeferred(_quietly(part)).addErrback(self._stop_failed)
         if begun:
             # The control socket was ours, so no other session uses them.
@@ -315,7 +355,7 @@ class SessionService(Service):
         paths = self.paths
         for path in (paths.sockets, paths.input, paths.base, f"{paths.root}/instances", paths.root):
             try:
-                if stat.S_IMODE(os.lstat(path).st_mode) == 0o700:
+                if stat.S_IMODE(os.lstat(path).st_mode) == (0o755 if path == paths.input else 0o700):
                     os.rmdir(path)
             except OSError:
                 pass
@@ -334,7 +374,8 @@ class SessionService(Service):
         await self.desktop.stopService()
         pipe_parts = [self.hardware.stop(), self.adb.stopService(), self.adb_link.stopService()]
         await gatherResults(pipe_parts, consumeErrors=True)
-        await gatherResults([listener.stopService() for listener in self._listeners], consumeErrors=True)
+        parts = [*self._listeners, self.input, self.audio]
+        await gatherResults([part.stopService() for part in parts], consumeErrors=True)
         self._remove_directories()
         self._stopping = None
 

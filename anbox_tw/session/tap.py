@@ -18,6 +18,7 @@ from anbox_tw.network.systemd import notify
 from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.qemu.boot_properties import check_property
+from anbox_tw.session.audio import DEFAULT_LATENCY_S, check_audio, check_microphone
 from anbox_tw.session.host_clipboard import CLIPBOARDS, make_clipboard
 from anbox_tw.session.launchers import applications_directory
 from anbox_tw.session.manager import manager_connector
@@ -33,7 +34,7 @@ PLATFORMS = ("sdl", "null")
 MAX_PIXELS = 16384
 """Of a side of the display; what the device model takes."""
 
-LATER = "accepted as in the original; nothing here draws or reads input yet, so it changes nothing"
+LATER = "accepted as in the original; nothing here draws yet, so it changes nothing"
 
 
 class Options(CommandOptions):
@@ -92,6 +93,26 @@ class Options(CommandOptions):
             "Which clipboard the guest shares: that of the desktop (auto, or by its tool: wayland, xclip, xsel), or one of "
             "the session's own (private).",
         ],
+        [
+            "audio",
+            None,
+            "auto",
+            "Where the guest's sound goes: pulse or pipewire (through their pacat or pw-cat), wav:PATH, null, or auto, which "
+            "takes the sound server that is there when the guest plays, else null.",
+        ],
+        [
+            "microphone",
+            None,
+            "silence",
+            "What the guest records: silence, tone, wav:PATH, raw:PATH (8000 Hz, 16 bits, mono), none (refused), or the "
+            "host's own microphone by pulse or pipewire.",
+        ],
+        [
+            "audio-latency",
+            None,
+            f"{DEFAULT_LATENCY_S * 1000:g}",
+            "Milliseconds of sound between the guest and the loudspeaker, as far as it is ours: 20 to 2000.",
+        ],
         ["desktop_file_hint", None, "", "For desktop shells; " + LATER + "."],
     ]
 
@@ -117,7 +138,7 @@ class Options(CommandOptions):
         ["no-launchers", None, "Make none, whatever the configuration file says; the default."],
         ["use-system-dbus", None, "System instead of session bus; there is no D-Bus interface yet."],
         ["software-rendering", None, "Render without a GPU; " + LATER + "."],
-        ["no-touch-emulation", None, "The mouse is a mouse; " + LATER + "."],
+        ["no-touch-emulation", None, "The mouse is a mouse; otherwise it is a finger."],
     ]
 
     compData = usage.Completions(
@@ -192,6 +213,9 @@ class Options(CommandOptions):
         if environment.get("ANBOX_PLATFORM") == "null":
             # Without a display server there is one window at most.
             self["single-window"] = 1
+        self._audio_latency()
+        check_audio(self["audio"])
+        check_microphone(self["microphone"])
         unknown = {name for name in self["disabled-sensors"].split(",") if name} - set(SENSORS)
         if unknown:
             _log.warn("--disabled-sensors: no sensor is called {names}", names=", ".join(sorted(unknown)))
@@ -227,6 +251,10 @@ class Options(CommandOptions):
             window_size=self._window_size(),
             state_path=f"{self['data-path'] or paths.data_path(environ=self.environment)}/session",
             launchers=applications_directory(self.environment) if self["launchers"] else "",
+            touch_emulation=not self["no-touch-emulation"],
+            audio=self["audio"],
+            microphone=self["microphone"],
+            audio_latency=self._audio_latency(),
         )
 
     def clipboard(self, reactor: Any) -> IClipboard:
@@ -264,6 +292,12 @@ class Options(CommandOptions):
                 f"--window-size {self['window-size']}: write it as 1024,768, each 1 to {MAX_PIXELS}"
             )
         return int(width), int(height)
+
+    def _audio_latency(self) -> float:
+        text = self["audio-latency"]
+        if not text.isascii() or not text.isdigit() or not 20 <= int(text) <= 2000:
+            raise usage.UsageError(f"--audio-latency {text}: write milliseconds, 20 to 2000")
+        return int(text) / 1000
 
     def _console_port(self) -> int | None:
         text = self["console-port"]

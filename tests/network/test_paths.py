@@ -111,7 +111,7 @@ class PathsTests(NetworkTestCase):
             os.chmod(paths.sockets, 0o755)
             paths.make_directories()
             self.assertEqual(stat.S_IMODE(os.stat(paths.sockets).st_mode), 0o755)
-            self.assertEqual(stat.S_IMODE(os.stat(paths.input).st_mode), 0o700)
+            self.assertEqual(stat.S_IMODE(os.stat(paths.input).st_mode), 0o755)
 
     def test_directories_that_cannot_be_made(self) -> None:
         paths = RuntimePaths(self.directory)

@@ -79,7 +79,8 @@ class LifeTests(SessionCase):
         for name, path in self.session.sockets().items():
             mode = os.stat(path).st_mode
             self.assertTrue(stat.S_ISSOCK(mode), name)
-            self.assertEqual(stat.S_IMODE(mode), 0o600 if name == "control" else 0o660)
+            expected = 0o600 if name == "control" else 0o666 if name.startswith("input/") else 0o660
+            self.assertEqual(stat.S_IMODE(mode), expected)
         (request,) = self.managers.made[0].requests
         self.assertEqual(request.instance, "default")
         self.assertEqual(
@@ -87,8 +88,11 @@ class LifeTests(SessionCase):
             {
                 self.session.paths.qemu_pipe: "dev/qemu_pipe",
                 self.session.paths.anbox_bridge: "dev/anbox_bridge",
+                self.session.paths.anbox_audio: "dev/anbox_audio",
+                self.session.paths.input: "dev/input",
             },
         )
+        self.assertEqual(request.read_only, ("dev/input",))
         self.assertEqual(request.devices, (("/dev/fuse", 0o666),))
         self.assertIn("ro.boot.fake_battery=1", request.extra_properties)
         await self.session.stopService()

@@ -222,6 +222,11 @@ class AudioServer(Service):
             close_grace=0.5,
         )
 
+    @property
+    def listeners(self) -> list[UnixListener]:
+        """The one of the socket."""
+        return [self.listener]
+
     def create_connection_for(self, address: IAddress) -> AudioConnection | None:
         """See `IConnectionCreator`."""
         if len(self.streams) >= MAX_STREAMS:
