@@ -6,11 +6,14 @@ device is a view of it: the qemu pipe's services, the emulator console, D-Bus, t
 
 from __future__ import annotations
 
-from anbox_tw.device.errors import BadValue, DeviceError, SensorDisabled, UnknownName
+from anbox_tw.device.calls import Call, CallDirection, Calls, CallsState, CallState
+from anbox_tw.device.errors import BadValue, DeviceError, Refused, SensorDisabled, UnknownName
 from anbox_tw.device.location import Fix, Location
+from anbox_tw.device.messages import Message, Messages, MessagesState
 from anbox_tw.device.model import Device
 from anbox_tw.device.network import Network, NetworkState
 from anbox_tw.device.part import Change, Observer, Part
+from anbox_tw.device.phone import DataContext, Operator, Phone, PhoneState, Registration, SimStatus, UssdState
 from anbox_tw.device.power import Battery, BatteryHealth, BatteryState, BatteryStatus
 from anbox_tw.device.screen import (
     Display,
@@ -30,7 +33,13 @@ __all__ = [
     "BatteryHealth",
     "BatteryState",
     "BatteryStatus",
+    "Call",
+    "CallDirection",
+    "CallState",
+    "Calls",
+    "CallsState",
     "Change",
+    "DataContext",
     "Device",
     "DeviceError",
     "Display",
@@ -42,13 +51,23 @@ __all__ = [
     "InputDevice",
     "InputEvent",
     "Location",
+    "Message",
+    "Messages",
+    "MessagesState",
     "Network",
     "NetworkState",
     "Observer",
+    "Operator",
     "Part",
+    "Phone",
+    "PhoneState",
+    "Refused",
+    "Registration",
     "SensorDisabled",
     "SensorKind",
     "SensorValues",
     "Sensors",
+    "SimStatus",
     "UnknownName",
+    "UssdState",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anbox_tw.errors import AnboxError, ExitCode
 
-__all__ = ["BadValue", "DeviceError", "SensorDisabled", "UnknownName"]
+__all__ = ["BadValue", "DeviceError", "Refused", "SensorDisabled", "UnknownName"]
 
 
 class DeviceError(AnboxError):
@@ -25,5 +25,11 @@ class UnknownName(DeviceError):
 
 class SensorDisabled(DeviceError):
     """The sensor exists, but this device was started without it."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class Refused(DeviceError):
+    """What was asked is right, but the device cannot do it now."""
 
     exit_code = ExitCode.REFUSED

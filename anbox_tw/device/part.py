@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from anbox_tw.device.errors import BadValue, UnknownName
 
-__all__ = ["Change", "Observer", "Part", "in_range", "member_of"]
+__all__ = ["Change", "Observer", "Part", "in_range", "member_of", "plain"]
 
 Kind = TypeVar("Kind", bound=Enum)
 State = TypeVar("State", bound=attrs.AttrsInstance)
@@ -106,7 +106,7 @@ class Part(Generic[State]):
 
     def as_dict(self) -> dict[str, Any]:
         """The state, JSON-able."""
-        return {name: _plain(value) for name, value in attrs.asdict(self.state, recurse=False).items()}
+        return {name: plain(value) for name, value in attrs.asdict(self.state, recurse=False).items()}
 
     def update_from_text(self, values: Mapping[str, Any]) -> State:
         """``update`` with values as a scenario file, D-Bus or a command line gives them.
@@ -131,15 +131,16 @@ class Part(Generic[State]):
                 self._log.failure("An observer of {part} failed", part=self.name)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` of a state or an event, made of what JSON has."""
     if isinstance(value, Enum):
         return value.value
     if attrs.has(type(value)):
-        return {name: _plain(item) for name, item in attrs.asdict(value, recurse=False).items()}
+        return {name: plain(item) for name, item in attrs.asdict(value, recurse=False).items()}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | frozenset | set):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -11,18 +11,20 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
 from anbox_tw.device import Change, Device
+from anbox_tw.device.part import plain
 from anbox_tw.interfaces import IPipeService
 from anbox_tw.qemu.fingerprint import FingerprintService
 from anbox_tw.qemu.gps import GpsService
 from anbox_tw.qemu.hw_control import HwControlService
 from anbox_tw.qemu.null import NullService
 from anbox_tw.qemu.sensors import SensorsService
+from anbox_tw.session.phone_verbs import PhoneVerbs
 from anbox_tw.session.players import RoutePlayer
 from anbox_tw.session.verbs import DeviceVerbs
 
 __all__ = ["Hardware", "HardwareSettings"]
 
-TOLD_PARTS = frozenset({"battery", "display", "fingerprint", "network"})
+TOLD_PARTS = frozenset({"battery", "calls", "display", "fingerprint", "messages", "network", "phone"})
 """Whose changes are events of the control socket; location, sensors and input change too often for that."""
 
 
@@ -55,6 +57,7 @@ class Hardware:
         tell: Callable[[str, str, str], object] = lambda kind, name, detail: None,
     ) -> None:
         self.device = device
+        device.use_clock(reactor)
         self._tell = tell
         self.sensors = SensorsService(device.sensors, reactor)
         self.gps = GpsService(device.location, reactor)
@@ -75,10 +78,11 @@ class Hardware:
         from anbox_tw.session.hardware_verbs import HardwareVerbs
 
         HardwareVerbs(self).register(verbs)
+        verbs.register_methods(PhoneVerbs(self.device))
 
     def stop(self) -> Deferred[None]:
-        """End what plays; fires when it has ended."""
-        parts: tuple[Any, ...] = (self.route,)
+        """End what plays, and the calls; fires when it has ended."""
+        parts: tuple[Any, ...] = (self.route, self.device.calls, self.device.phone)
         stopping: Deferred[Any] = gatherResults(
             [maybeDeferred(part.stop) for part in parts], consumeErrors=True
         )
@@ -88,11 +92,13 @@ class Hardware:
         if change.part not in TOLD_PARTS:
             return
         if change.kind == "state":
+            if change.part == "messages":
+                return  # its events say each message once, its state says all of them
             values = self.device.part(change.part).as_dict()
             for name in sorted(change.fields):
                 self._tell("device", f"{change.part}.{name}", _text(values[name]))
         else:
-            self._tell("device", f"{change.part}.{change.kind}", _text(change.value))
+            self._tell("device", f"{change.part}.{change.kind}", _text(plain(change.value)))
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,6 @@ Every method named ``GROUP_VERB`` is the verb ``GROUP.VERB`` (a second ``_`` sta
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,7 @@ class HardwareVerbs:
 
     def register(self, verbs: DeviceVerbs) -> None:
         """Add all of them."""
-        for name, method in inspect.getmembers(self, inspect.ismethod):
-            group, _, verb = name.partition("_")
-            if group and verb and name != "register":
-                verbs.register(f"{group}.{verb}", method)
+        verbs.register_methods(self)
 
     # -- sensors --
 

@@ -47,6 +47,17 @@ class DeviceVerbs:
             raise ValueError(f"the verb {name} is registered already")
         self._verbs[name] = verb
 
+    def register_methods(self, owner: object) -> None:
+        """Add each method named ``GROUP_VERB`` of ``owner`` as the verb ``GROUP.VERB``; further ``_`` stay.
+
+        Raises:
+            ValueError: there is one of such a name.
+        """
+        for name, method in inspect.getmembers(owner, inspect.ismethod):
+            group, _, verb = name.partition("_")
+            if group and verb:
+                self.register(f"{group}.{verb}", method)
+
     async def run(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Run a verb.
 
