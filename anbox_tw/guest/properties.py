@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError
@@ -22,7 +23,7 @@ from anbox_tw.network import abort_transport
 from anbox_tw.qemu._framing import QemudDecoder, encode_frame
 from anbox_tw.qemu._wire import encode_identification
 
-__all__ = ["BIN", "PropertyTable", "fetch_boot_properties"]
+__all__ = ["BIN", "PropertyTable", "fetch_boot_properties", "write_properties"]
 
 _log = Logger()
 
@@ -60,6 +61,10 @@ printf '%s\\n' "$2"
 """
 
 
+_SETPROP = """#!/bin/sh
+exec {python} -m anbox_tw.android.setprop "$@"
+"""
+
 _AM = """#!/bin/sh
 exec {python} -m anbox_tw.guest --dev {dev} am "$@"
 """
@@ -95,22 +100,46 @@ class PropertyTable(dict[str, str]):
         )
         self.update(_read_default_prop(os.path.join(root, "default.prop")))
 
-    def publish(self) -> None:
+    def publish(self, *, init: bool = False) -> None:
         """Write all properties, and the programs that Android has and Linux has not, for the shells of the guest.
+
+        Args:
+            init: the properties are those of Android's init, which writes them itself (`write_properties`) and has
+                ``setprop``.
 
         Raises:
             OSError: the data directory cannot be written.
         """
-        path = os.path.join(self._root, _FILE)
         bin_path = os.path.join(self._root, BIN)
         os.makedirs(bin_path, mode=0o755, exist_ok=True)
-        lines = (f"{name}={value}\n" for name, value in sorted(self.items()))
-        _replace(path, "".join(lines), 0o644)
-        for name, text in (
-            ("getprop", _GETPROP.format(file=_quoted(path))),
-            ("am", _AM.format(python=_quoted(sys.executable), dev=_quoted(self._dev))),
-        ):
+        if not init:
+            write_properties(self._root, self.items())
+        python, dev = _quoted(sys.executable), _quoted(self._dev)
+        programs = {
+            "getprop": _GETPROP.format(file=_quoted(os.path.join(self._root, _FILE))),
+            "am": _AM.format(python=python, dev=dev),
+        }
+        if init:
+            programs["setprop"] = _SETPROP.format(python=python)
+        for name, text in programs.items():
             _replace(os.path.join(bin_path, name), text, 0o755)
+
+
+def write_properties(root: str, properties: Iterable[tuple[str, str]]) -> None:
+    """Write what ``getprop`` of the guest's shells reads.
+
+    Args:
+        root: the guest's root.
+        properties: name and value of each.
+
+    Raises:
+        OSError: the data directory cannot be written.
+    """
+    path = os.path.join(root, _FILE)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    # a line each: what has a line end in it would be two
+    lines = (f"{name}={value}\n" for name, value in sorted(properties) if "\n" not in value)
+    _replace(path, "".join(lines), 0o644)
 
 
 def _quoted(path: str) -> str:
@@ -121,7 +150,7 @@ def _replace(path: str, text: str, mode: int) -> None:
     """Write a file in one step: who reads it sees the old text or the new one."""
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             os.fchmod(file.fileno(), mode)
         os.rename(temporary, path)

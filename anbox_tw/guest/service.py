@@ -200,7 +200,7 @@ class GuestService(Service):
 
     def _publish_properties(self) -> None:
         try:
-            self.properties.publish()
+            self.properties.publish(init=under_init())
         except OSError as error:
             self._log.warn("Shells will find no properties: {error}", error=error)
         if under_init():

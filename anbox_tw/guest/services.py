@@ -20,6 +20,7 @@ from anbox_tw.android.init.status import STATUS_SOCKET, StatusService
 from anbox_tw.android.init.supervisor import Init, PowerCommand
 from anbox_tw.android.init_tap import InitService
 from anbox_tw.android.rc import quote
+from anbox_tw.guest.properties import write_properties
 
 __all__ = ["EXTRA_FILES", "build", "fits", "guest_rc", "run"]
 
@@ -117,8 +118,17 @@ def build(
             reactor.callLater(0, power, PowerCommand(("shutdown", "")))
 
     init.observers.append(observe)
+    init.store.changed.append(lambda name, value: _mirror(init, root))
     _quiet_reboot(init, service)
     return service
+
+
+def _mirror(init: Init, root: str) -> None:
+    """Keep what the shells' ``getprop`` reads, before whoever set the property is answered: 2 kB at most times."""
+    try:
+        write_properties(root, init.store.items())
+    except OSError as error:
+        init.note("getprop", f"the properties cannot be written: {error.strerror}")
 
 
 def _quiet_reboot(init: Init, service: InitService) -> None:

@@ -74,6 +74,20 @@ class WholeTests(TestCase):
         said, code = await self.adb.run("shell", "echo $ANBOX_INSTANCE; exit 7")
         self.assertEqual((said, code), ("default\n", 7))
 
+        # One store: init's own properties are shown, and what a shell sets is there when setprop has ended.
+        self.assertEqual(await self.adb.run("shell", "getprop init.svc.adbd"), ("running\n", 0))
+        said, code = await self.adb.run("shell", "setprop debug.foo 'a b' && getprop debug.foo")
+        self.assertEqual((said, code), ("a b\n", 0))
+        said, code = await self.adb.run(
+            "shell", "setprop ro.kernel.qemu 0 2>/dev/null; echo $?; getprop ro.kernel.qemu"
+        )
+        self.assertEqual((said, code), ("1\n1\n", 0))
+        # The shell knows what scripts for Android's mksh use.
+        said, code = await self.adb.run(
+            "shell", "trap 'echo caught' SIGUSR1; kill -USR1 $$; [[ a == a* ]] && echo matched"
+        )
+        self.assertEqual((said, code), ("caught\nmatched\n", 0))
+
         # The container's init is killed: the session says so and has it started again.
         os.kill(session.container_info["pid"], signal.SIGKILL)
         await until(lambda: not session.state.levels.ready)

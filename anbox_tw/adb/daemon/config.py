@@ -20,7 +20,9 @@ from anbox_tw.adb.keys import AdbKey
 
 __all__ = ["DaemonConfig"]
 
-_SHELLS = ("/system/bin/sh", "/bin/sh")
+_SHELLS = ("/system/bin/sh", "/bin/mksh", "/bin/bash", "/bin/sh")
+"""Android's, and then what is nearest to it: scripts for mksh use ``trap SIGINT``, ``[[`` and arrays, which dash has not."""
+
 _TMPDIR = "/data/local/tmp"
 
 
