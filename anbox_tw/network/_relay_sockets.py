@@ -13,7 +13,6 @@ What a target does not take waits in the direction (one dose, or the pipe), and 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import select
@@ -39,14 +38,13 @@ __all__ = ["MAX_PIPES", "PIPE_BYTES", "SocketEndpoint", "possible"]
 # size holds 208 KiB; half of this costs a quarter of the throughput.
 DOSE_BYTES: Final = 256 * 1024
 # Of one splice. More at a time is slower, since the bytes then leave the processor's cache before the peer reads them:
-# measured, 64 to 96 KiB give 1.4 times what 1 MiB does. It is more than 64 KiB, so that a message of that common size
-# is seen to be all there was, without asking again.
-SPLICE_BYTES: Final = 96 * 1024
-# The kernel's default. A page of the source's takes a place of one page in a pipe, whatever its size, so there is room
-# for more bytes than these; a user over the quota (pipe-user-pages-soft) gets less, and then copying is quicker.
-PIPE_BYTES: Final = 64 * 1024
-# Pipes of one process in use at once, two descriptors each; the default limit of open files is 1024. Further streams
-# are copied.
+# measured, 64 to 128 KiB give up to 1.4 times what 1 MiB does. It is more than 64 KiB, so that a message of that common
+# size is seen to be all there was, without asking again.
+SPLICE_BYTES: Final = 80 * 1024
+# A socket's bytes take a place in the pipe for each page they touch, so the room is more than one splice takes.
+PIPE_BYTES: Final = 128 * 1024
+# Pipes of one process in use at once, two descriptors each; the default limit of open files is 1024. A user without
+# privileges has 16384 pipe pages (pipe-user-pages-soft), an eighth of which these use. Further streams are copied.
 MAX_PIPES: Final = 64
 # pipes that wait for their next use; each is two descriptors and no memory while it is empty
 _POOLED_PIPES: Final = 8
@@ -64,7 +62,7 @@ _SMALL_PIPEFULS_TO_END_BULK: Final = 8
 # fcntl.h; SPLICE_F_MOVE | SPLICE_F_NONBLOCK. The names exist in Python since 3.11 only on some builds.
 _SPLICE_FLAGS: Final = 0x01 | 0x02
 _DONE: Final = Failure(CONNECTION_DONE)
-_F_GETPIPE_SZ: Final = getattr(fcntl, "F_GETPIPE_SZ", 1032)
+_F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 
 _view = memoryview(bytearray(0))
 
@@ -85,9 +83,11 @@ class _Pipe:
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.filled = 0
-        if fcntl.fcntl(self.write_fd, _F_GETPIPE_SZ) < PIPE_BYTES:
+        try:
+            fcntl.fcntl(self.write_fd, _F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
             self.close()
-            raise OSError(errno.ENOBUFS, "the user's quota of pipe pages is used up")
+            raise
 
     def close(self) -> None:
         os.close(self.read_fd)

@@ -512,9 +512,13 @@ class SocketsTcpUnixTests(Behaviour, RelayTestCase):
         self.assertEqual(_relay_sockets.pipes.refused, refused + 1)
 
     async def test_small_pipe_is_not_taken(self) -> None:
-        """A user over the quota of pipe pages gets pipes of one or two."""
+        """A user over the quota of pipe pages cannot enlarge them."""
         _relay_sockets.pipes.clear()
-        self.patch(fcntl, "fcntl", lambda *arguments: 8192)
+
+        def refuse(*arguments: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        self.patch(fcntl, "fcntl", refuse)
         before = len(os.listdir("/proc/self/fd"))
         self.assertIsNone(_relay_sockets.pipes.take())
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
