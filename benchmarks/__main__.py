@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -17,12 +18,12 @@ from typing import Any
 
 import attrs
 
-from benchmarks import rpc
-from benchmarks.plot import plot
-from benchmarks.relays import FULL, MEASURES, QUICK, Bench
+from benchmarks import forwards, report, rpc, soak
+from benchmarks.relays import FULL, MEASURES, QUICK, Bench, Scale
 
 # of the machine, before ours: figures from a busy one are worth less
 LOAD_BEFORE = os.getloadavg()[0]
+PARTS = ("relays", "forwards", "rpc", "soak")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -44,7 +45,6 @@ def host() -> dict[str, Any]:
     return {
         "cpu": model[1].strip() if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
-        "load before": f"{LOAD_BEFORE:.1f}",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "twisted": twisted.__version__,
@@ -54,57 +54,19 @@ def host() -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any], machine: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The results as Markdown: medians, and in brackets the ratio to HAProxy or else to the first relay."""
-    base = "HAProxy" if "HAProxy" in results else next(iter(results))
-    shown = [measure for measure in MEASURES if any(measure.key in values for values in results.values())]
-    lines = [
-        "| relay | " + " | ".join(f"{measure.title}, {measure.unit}" for measure in shown) + " |",
-        "|" + "---|" * (len(shown) + 1),
-    ]
-    for name, values in results.items():
-        cells = []
-        for measure in shown:
-            if measure.key not in values:
-                cells.append("-")
-                continue
-            median = values[measure.key]["median"]
-            reference = results[base].get(measure.key, {}).get("median")
-            ratio = f" ({median / reference:.2f}x)" if reference else ""
-            cells.append(f"{median:.3g}{ratio}" if median < 1000 else f"{median:.0f}{ratio}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    about = ", ".join(f"{key} {value}" for key, value in machine.items())
-    how = ", ".join(f"{key} {value}" for key, value in settings.items())
-    return "\n".join(
-        [*lines, "", f"x = ratio to {base}. Medians of interleaved rounds. {how}.", f"Host: {about}.", ""]
-    )
+def measure_relays(scale: Scale, only: list[str], keys: list[str]) -> dict[str, Any]:
+    """The rounds of the relays."""
+    bench = Bench(scale, only, keys or [measure.key for measure in MEASURES])
+    try:
+        bench.run(say)
+    finally:
+        bench.close()
+    return bench.results()
 
 
-PAGE = """\
-# Measurements
-
-Made by `make bench`: do not edit. The load is the same C program for all; the relays stand between a TCP port (h, the host) and a
-UNIX socket (g, the guest), each started anew in each of the interleaved rounds. Latency is taken with everything pinned to one
-processor. CPU is the relay's own; an idle stream's memory is the relay's private pages, not the kernel's.
-`anbox-tw` is the relay on Twisted's epoll reactor, `anbox-epoll` the same on ours, `producer` the strategy for transports that are
-no sockets.
-
-{table}
-{picture}"""
-
-
-def write_page(results: dict[str, Any], text: str, machine: dict[str, Any]) -> None:
-    """The manual's page, with the picture where matplotlib is installed."""
-    docs = Path(__file__).parent.parent / "docs"
-    caption = ", ".join(
-        f"{key} {value}" for key, value in machine.items() if key in ("cpu", "cpus", "kernel", "python")
-    )
-    drawn = plot(results, caption, docs / "benchmarks" / "relays")
-    picture = (
-        "\n![The same as bars](benchmarks/relays.svg)\n\nAs [PNG](benchmarks/relays.png).\n" if drawn else ""
-    )
-    (docs / "benchmarks.md").write_text(PAGE.format(table=text, picture=picture))
-    print(f"written: {docs}/benchmarks.md", file=sys.stderr)
+def say(text: str) -> None:
+    """Tell how far it is."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -114,11 +76,24 @@ def main() -> None:
     parser.add_argument("--mib", type=int, help="MiB of each transfer")
     parser.add_argument("--rounds", type=int, help="how many interleaved rounds")
     parser.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        choices=PARTS,
+        help="this part only (repeat); all but soak where none is given",
+    )
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add the samples to today's results of this kind of machine: a long measurement in several goes",
+    )
+    parser.add_argument(
         "--only", action="append", default=[], metavar="RELAY", help="measure this relay (repeat)"
     )
     parser.add_argument(
         "--measure", action="append", default=[], metavar="KEY", help="this figure only (repeat)"
     )
+    parser.add_argument("--gib", type=float, default=10, help="GiB each way of the soak")
     parser.add_argument("--no-save", action="store_true", help="print only")
     arguments = parser.parse_args()
     # ended from outside, the relays and servers end too
@@ -128,29 +103,51 @@ def main() -> None:
         scale = attrs.evolve(scale, rounds=arguments.rounds)
     if arguments.mib:
         scale = attrs.evolve(scale, bytes=arguments.mib << 20)
-    bench = Bench(scale, arguments.only, arguments.measure or [measure.key for measure in MEASURES])
-    try:
-        bench.run(lambda text: print(text, file=sys.stderr, flush=True))
-    finally:
-        bench.close()
-    results, machine = bench.results(), host()
-    settings = {"rounds": scale.rounds, "MiB per transfer": scale.bytes >> 20, "idle streams": scale.streams}
-    text = table(results, machine, settings)
-    calls = None
-    if not arguments.only and not arguments.measure:
-        calls = rpc.run(quick=arguments.quick)
-        text += "\n" + rpc.table(calls) + "\n"
+    some = bool(arguments.only or arguments.measure)
+    parts = arguments.part or (["relays"] if some else ["relays", "forwards", "rpc"])
+    machine = host()
+    document: dict[str, Any] = {
+        "host": machine,
+        "settings": {"MiB per transfer": scale.bytes >> 20, "idle streams": scale.streams},
+        "runs": [],
+    }
+    for part in parts:
+        run = {
+            "part": part,
+            "rounds": scale.rounds,
+            "at": f"{datetime.datetime.now():%H:%M}",
+            "load before": f"{LOAD_BEFORE if part == parts[0] else os.getloadavg()[0]:.1f}",
+        }
+        if part == "relays":
+            document[part] = measure_relays(scale, arguments.only, arguments.measure)
+        elif part == "rpc":
+            run["rounds"] = 1 if arguments.quick else min(scale.rounds, 5)
+            document[part] = rpc.run(quick=arguments.quick, rounds=run["rounds"])
+        elif part == "soak":
+            run["rounds"] = 1
+            document[part] = soak.soak(int(arguments.gib * 2**30), "anbox-tw", say)
+        elif importlib.util.find_spec("adbutils") is None:
+            say("forwards are left out: adbutils, which carries adb 36, is not installed")
+            continue
+        else:
+            run["rounds"] = rounds = max(1, scale.rounds // 2)
+            document[part] = forwards.run(attrs.evolve(scale, rounds=rounds), say)
+        run["load after"] = f"{os.getloadavg()[0]:.1f}"
+        document["runs"].append(run)
+    kind = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cpus']}cpu".lower()).strip("-")
+    stem = RESULTS / f"{datetime.date.today()}-{kind}{'-quick' if arguments.quick else ''}"
+    if arguments.append and stem.with_suffix(".json").exists():
+        document = report.merge(json.loads(stem.with_suffix(".json").read_text()), document)
+    text = report.text(document)
     print(text)
-    if not arguments.no_save:
-        RESULTS.mkdir(exist_ok=True)
-        kind = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cpus']}cpu".lower()).strip("-")
-        name = f"{datetime.date.today()}-{kind}{'-quick' if arguments.quick else ''}"
-        document = {"host": machine, "settings": settings, "relays": results, "rpc": calls}
-        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-        (RESULTS / f"{name}.md").write_text(text)
-        print(f"written: {RESULTS / name}.json and .md", file=sys.stderr)
-        if not arguments.quick and not arguments.only and not arguments.measure:
-            write_page(results, text, machine)
+    if arguments.no_save:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(text)
+    say(f"written: {stem}.json and .md")
+    if not arguments.quick and not some and document.get("relays"):
+        report.write_page(document)
 
 
 if __name__ == "__main__":

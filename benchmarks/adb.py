@@ -8,6 +8,7 @@ is room, in memory (/dev/shm), so that no disk is measured.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -22,10 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import adbutils
-
 RESULTS = Path(__file__).parent / "results"
-ADB = str(Path(adbutils.__file__).parent / "binaries" / "adb")
 MIB = 1 << 20
 
 ADBD = """
@@ -68,11 +66,30 @@ task.react(lambda reactor: ensureDeferred(main(reactor)))
 """
 
 
+def binary() -> str:
+    """Where adb 36 is: in the wheel of adbutils, which the measurements of the relays do without."""
+    adbutils: Any = importlib.import_module("adbutils")
+    return str(Path(adbutils.__file__).parent / "binaries" / "adb")
+
+
 def free_port() -> int:
     """A port that nobody uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def isolated_environment(folder: str) -> dict[str, str]:
+    """What makes adb keep to itself: its keys in ``folder``, no USB, no emulators, no mDNS."""
+    return {
+        **os.environ,
+        "HOME": folder,
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "ADB_USB": "0",
+        "ADB_EMU": "0",
+        "ADB_MDNS": "0",
+        "ADB_LOCAL_TRANSPORT_MAX_PORT": "5",
+    }
 
 
 @contextmanager
@@ -101,15 +118,7 @@ class Bench:
 
     def __init__(self, stack: ExitStack, folder: str) -> None:
         self.folder = folder
-        self.environment = {
-            **os.environ,
-            "HOME": folder,
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-            "ADB_USB": "0",
-            "ADB_EMU": "0",
-            "ADB_MDNS": "0",
-            "ADB_LOCAL_TRANSPORT_MAX_PORT": "5",
-        }
+        self.environment = isolated_environment(folder)
         self.stack = stack
         self.device_port, self.theirs, self.ours = free_port(), free_port(), free_port()
         self.adbd = stack.enter_context(
@@ -144,7 +153,7 @@ class Bench:
         """Run adb 36 against the server on ``port``; seconds it took."""
         environment = {**self.environment, "ANDROID_ADB_SERVER_PORT": str(port)}
         began = time.perf_counter()
-        subprocess.run([ADB, *arguments], env=environment, check=True, capture_output=True, timeout=300)
+        subprocess.run([binary(), *arguments], env=environment, check=True, capture_output=True, timeout=300)
         return time.perf_counter() - began
 
     def adb_client(self, port: int) -> Callable[..., float]:

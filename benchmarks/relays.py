@@ -76,7 +76,7 @@ class Scale:
 
 
 FULL = Scale(rounds=7, bytes=2 * GIB, pings=10_000, calls=4000, streams=1000)
-QUICK = Scale(rounds=1, bytes=GIB // 2, pings=2000, calls=1000, streams=1000)
+QUICK = Scale(rounds=1, bytes=GIB // 4, pings=1000, calls=400, streams=1000)
 
 
 class Bench:
@@ -220,10 +220,15 @@ class Bench:
 
     def results(self) -> dict[str, Any]:
         """Medians and samples."""
-        return {
-            name: {
-                key: {"median": statistics.median(values), "samples": [round(value, 4) for value in values]}
-                for key, values in samples.items()
-            }
-            for name, samples in self.samples.items()
+        return medians(self.samples)
+
+
+def medians(samples: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Each list of samples with its median."""
+    return {
+        name: {
+            key: {"median": statistics.median(values), "samples": [round(value, 4) for value in values]}
+            for key, values in measured.items()
         }
+        for name, measured in samples.items()
+    }

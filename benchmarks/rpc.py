@@ -399,11 +399,15 @@ def measure(*, calls: int, rounds: int, pinned: bool, million: bool) -> dict[str
         finally:
             for server in servers.values():
                 server.stop()
-    medians = {
+    return {"medians": middle(found), "rounds": found, "million": extra}
+
+
+def middle(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """The median of each figure."""
+    return {
         name: {key: statistics.median(values) for key, values in measured.items()}
-        for name, measured in found.items()
+        for name, measured in rounds.items()
     }
-    return {"medians": medians, "rounds": found, "million": extra}
 
 
 COLUMNS = (
@@ -436,17 +440,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(*, quick: bool, pinned: bool = False) -> dict[str, Any]:
+def run(*, quick: bool, pinned: bool = False, rounds: int = 5) -> dict[str, Any]:
     """Measure, and tell about what.
 
     Args:
         quick: one short round.
         pinned: everything on one CPU.
+        rounds: how many, unless it is quick.
     """
     settings = (
         {"calls": 4000, "rounds": 1, "million": False}
         if quick
-        else {"calls": 20000, "rounds": 5, "million": True}
+        else {"calls": 20000, "rounds": rounds, "million": True}
     )
     results = measure(**settings, pinned=pinned)  # type: ignore[arg-type]
     results["about"] = {

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks.contestants import contestants, started
 
@@ -42,8 +43,11 @@ def receive(sock: socket.socket, digests: dict[str, str], key: str) -> None:
     digests[key] = digest.hexdigest()
 
 
-def soak(size: int, relay: str, say: Callable[[str], None]) -> None:
+def soak(size: int, relay: str, say: Callable[[str], None]) -> dict[str, Any]:
     """One stream, ``size`` bytes each way.
+
+    Returns:
+        What happened, for the results.
 
     Raises:
         AssertionError: what came is not what was sent, or the relay's memory grew.
@@ -79,6 +83,13 @@ def soak(size: int, relay: str, say: Callable[[str], None]) -> None:
             say(f"sha256 equal: {digests['h sent'][:16]}, {digests['g sent'][:16]}")
             near.close()
             far.close()
+            return {
+                "relay": relay,
+                "GiB each way": size / 2**30,
+                "seconds": round(seconds, 1),
+                "MB before": round(before / 1e6, 1),
+                "MB at most": round(peak / 1e6, 1),
+            }
 
 
 def main() -> None:
