@@ -130,11 +130,11 @@ class Instance:
 
         Only for who holds the instance, or knows that nobody does.
         """
-        for directory in (self.paths.sockets, self.paths.input):
+        for directory in (self.paths.sockets, self.paths.input, self.paths.netd):
             _unlink_dead_sockets(Path(directory))
         if self.lock_path.exists() and self.holder() is None:
             self.lock_path.unlink(missing_ok=True)
-        for path in (self.paths.sockets, self.paths.input):
+        for path in (self.paths.sockets, self.paths.input, self.paths.netd):
             _rmdir(path)
         self.tidy_above()
 

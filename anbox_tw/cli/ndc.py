@@ -34,8 +34,7 @@ def _directories(instance: str) -> list[Path]:
     found: list[Path] = []
     for runtime in [Path(given)] if given else [Path("/run") / bare, Path(tempfile.gettempdir()) / bare]:
         root = runtime / "anbox"
-        # every manager serves this host's network; the instance's own comes first
-        found += [root / "instances" / instance / "netd"] * (instance != "default") + [root / "netd"]
+        found.append(root / "netd" if instance == "default" else root / "instances" / instance / "netd")
     return [*found, Path(DEFAULT_SOCKET_DIR), Path("/dev/socket")]
 
 

@@ -67,7 +67,7 @@ class Wanted:
     def manager_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-container``."""
         options = ["--socket", str(where.manager), "--runtime-dir", str(where.paths.runtime_dir)]
-        return [*options, "--backend", self.backend]
+        return [*options, "--netd-socket-dir", where.paths.netd, "--backend", self.backend]
 
     def session_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-session``."""

@@ -66,6 +66,7 @@ start does. Each option can also stand in the TOML file of --config: backend = "
         ["container-network-gateway", None, None, "Gateway of the container. [192.168.250.1]"],
         ["container-network-dns-servers", None, None, "Name servers, separated by commas. [the host's]"],
         ["network", None, "auto", "auto, none (loopback alone) or host."],
+        ["netd-socket-dir", None, None, "Directory of netd's sockets, for 'anbox ndc'. [root: /run/anbox-netd]"],
     ]  # fmt: skip
     optFlags = [
         ["privileged", None, "No id map: root in the container is root on the host."],
@@ -104,7 +105,7 @@ start does. Each option can also stand in the TOML file of --config: backend = "
                 raise UsageError(f"--{name} is {' or '.join(choices)}, not {self[name]!r}")
         if self["rootfs"] and self["android-image"]:
             raise UsageError("--rootfs and --android-image exclude each other")
-        for name in ("data-path", "runtime-dir", "android-image", "rootfs"):
+        for name in ("data-path", "runtime-dir", "android-image", "rootfs", "netd-socket-dir"):
             if self[name] == "":
                 raise UsageError(f"--{name} is empty")
         try:
@@ -224,9 +225,8 @@ class _Root(CommandService):
         service = ManagerService(reactor, self._manager, listener)
         service.setServiceParent(self)
         # The network's commands for this host, for root alone; nothing of it runs before somebody asks.
-        OnDemandNetd(reactor, NETD_SOCKET_DIR if paths is None else f"{paths.root}/netd").setServiceParent(
-            self
-        )
+        netd_dir = options["netd-socket-dir"] or (NETD_SOCKET_DIR if paths is None else paths.netd)
+        OnDemandNetd(reactor, os.path.abspath(netd_dir)).setServiceParent(self)
         _log.info(
             "container manager at {socket}, backend {backend}, data in {data_path}",
             socket=where,

@@ -144,3 +144,42 @@ def address_of(message: Any) -> Address:
         message.get_attr("IFA_BROADCAST"),
         message.get_attr("IFA_LABEL"),
     )
+
+
+def address_parts(address: Address) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """The fields and attributes of rtnetlink's message about an address."""
+    attributes = [("IFA_LOCAL", address.local), ("IFA_ADDRESS", address.peer)]
+    if address.family == socket.AF_INET:
+        if address.broadcast:
+            attributes.append(("IFA_BROADCAST", address.broadcast))
+        if address.label:
+            attributes.append(("IFA_LABEL", address.label))
+    fields = {
+        "family": address.family,
+        "prefixlen": address.prefix,
+        "index": address.index,
+        "scope": address.scope,
+        "flags": address.flags & 0xFF & ~IFA_F_PERMANENT,
+    }
+    return fields, attributes
+
+
+def rule_parts(family: int, rule: Rule) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """The fields and attributes of rtnetlink's message about a policy rule."""
+    attributes: list[tuple[str, Any]] = [("FRA_PRIORITY", rule.priority), ("FRA_PROTOCOL", PROTOCOL)]
+    if rule.action == FR_ACT_TO_TBL:
+        attributes.append(("FRA_TABLE", rule.table))
+    if rule.mask:
+        attributes += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask)]
+    if rule.iif:
+        attributes.append(("FRA_IIFNAME", rule.iif))
+    if rule.oif:
+        attributes.append(("FRA_OIFNAME", rule.oif))
+    if rule.uids is not None:
+        attributes.append(("FRA_UID_RANGE", f"{rule.uids[0]}:{rule.uids[1]}"))
+    fields = {
+        "family": family,
+        "action": rule.action,
+        "table": rule.table if rule.table < 256 and rule.action == FR_ACT_TO_TBL else 0,
+    }
+    return fields, attributes

@@ -32,9 +32,11 @@ from anbox_tw.errors import (
 )
 from anbox_tw.netd._events import Broadcast
 from anbox_tw.netd.commands import register_all
-from anbox_tw.netd.controllers import NFLOG_GROUPS, Controllers
+from anbox_tw.netd.controllers import Controllers
 from anbox_tw.netd.dnsproxy import DnsProxy, DnsProxyListener
 from anbox_tw.netd.fwmarkd import FwmarkListener
+from anbox_tw.netd.kernel_journal import SUFFIX as JOURNAL_SUFFIX
+from anbox_tw.netd.kernel_journal import KernelJournal
 from anbox_tw.netd.listener import FrameworkListener
 from anbox_tw.netd.manager import NetlinkManager
 from anbox_tw.netd.mdns import MDnsSdListener
@@ -109,7 +111,7 @@ def make_socket_directory(path: str) -> bool:
     """
     if os.path.isdir(path):
         there = set(os.listdir(path))
-        return bool(there) and there <= set(SOCKETS)
+        return bool(there) and all(name in SOCKETS or name.endswith(JOURNAL_SUFFIX) for name in there)
     os.mkdir(path, 0o755)
     # whatever the umask is: who may connect is the sockets' own mode
     os.chmod(path, 0o755)  # noqa: S103  # as /run and /dev/socket
@@ -184,6 +186,7 @@ class Netd(Service):
         self._hosts, self._system_resolver = hosts, system_resolver
         self._heard = on_event
         self._leftovers = remove_leftovers
+        self._alone = True
         self._listeners: list[Any] = []
         self._made_directory = False
         self._ready: Deferred[None] | None = None
@@ -258,7 +261,7 @@ class Netd(Service):
                         "choose another --table, or stop it",
                     ) from error
                 # one with another table: what carries our protocol number may be its own
-                self._leftovers = False
+                self._alone = False
             else:
                 self._claims.append(claim)
 
@@ -274,6 +277,7 @@ class Netd(Service):
     def _start(self) -> None:
         if self._dry_run is None:
             self._claim()
+        self._make_directory()
         try:
             self.controllers = Controllers(
                 self._reactor,
@@ -283,6 +287,7 @@ class Netd(Service):
                 dry_run=self._dry_run,
                 hosts=self._hosts,
                 system_resolver=self._system_resolver,
+                journal=self._journal(),
             )
         except OSError as error:
             raise HostLacks(f"rtnetlink cannot be had: {error.strerror}") from error
@@ -291,7 +296,7 @@ class Netd(Service):
             self.broadcast,
             namespace=self._namespace,
             routes=self.controllers.routes,
-            nflog_groups=NFLOG_GROUPS if self._dry_run is None else (),
+            nflog_groups=self.controllers.groups if self._dry_run is None else (),
             on_packet=self.controllers.packet,
         )
         self.manager.startService()
@@ -305,13 +310,24 @@ class Netd(Service):
         creators["fwmarkd"] = FwmarkListener(self.controllers.networks, clock=self._reactor)
         # commands that come while leftovers are removed wait for that
         let_go = self.commands.hold("netd", "firewall")
-        self._make_directory()
         for name in SOCKETS:
             if name in self._wanted:
                 listener = self._listen(name, creators[name])
                 listener.startService()
                 self._listeners.append(listener)
         self._ready = Deferred.fromCoroutine(self._prepare(let_go))
+
+    def _journal(self) -> KernelJournal | None:
+        if self._dry_run is not None:
+            return None
+        there = self.socket_dir if os.path.isdir(self.socket_dir) else os.path.dirname(self.socket_dir)
+        if not os.access(there, os.W_OK | os.X_OK):
+            self._log.warn(
+                "{directory} cannot be written: what is changed stays, should this netd be killed",
+                directory=self.socket_dir,
+            )
+            return None
+        return KernelJournal.of(self.socket_dir, self._table, self._namespace)
 
     def _make_directory(self) -> None:
         if not self._wanted or all(name in self._adopted for name in self._wanted):
@@ -351,7 +367,7 @@ class Netd(Service):
         assert self.manager is not None
         try:
             if self._leftovers and self._dry_run is None:
-                await self.controllers.remove_leftovers()
+                await self.controllers.remove_leftovers(marked=self._alone)
         except AnboxError as error:
             # commands that need it will fail for the same reason, and say so
             self._log.warn("what a former daemon may have left cannot be removed: {error}", error=error)

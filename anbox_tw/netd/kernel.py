@@ -19,7 +19,6 @@ from twisted.logger import Logger
 from anbox_tw.errors import AnboxError
 from anbox_tw.netd._kernel_model import (
     FAMILIES,
-    FR_ACT_TO_TBL,
     IFA_F_PERMANENT,
     IFF_UP,
     PROTOCOL,
@@ -45,9 +44,11 @@ from anbox_tw.netd._kernel_model import (
     Link,
     Rule,
     address_of,
+    address_parts,
     is_interface_name,
     link_of,
     plain,
+    rule_parts,
 )
 from anbox_tw.netd.errors import KernelRefused
 from anbox_tw.netd.kernel_journal import ROUTE_ATTRIBUTES, ROUTE_FIELDS, InterfaceNote, KernelJournal
@@ -229,20 +230,7 @@ class Kernel:
         return [address_of(each) for each in found if each["index"] == index]
 
     def _address_message(self, address: Address) -> Any:
-        attributes = [("IFA_LOCAL", address.local), ("IFA_ADDRESS", address.peer)]
-        if address.family == socket.AF_INET:
-            if address.broadcast:
-                attributes.append(("IFA_BROADCAST", address.broadcast))
-            if address.label:
-                attributes.append(("IFA_LABEL", address.label))
-        fields = {
-            "family": address.family,
-            "prefixlen": address.prefix,
-            "index": address.index,
-            "scope": address.scope,
-            "flags": address.flags & 0xFF & ~IFA_F_PERMANENT,
-        }
-        return self._routes.build("address", fields, attributes)
+        return self._routes.build("address", *address_parts(address))
 
     async def add_address(self, name: str, address: str, prefix: int) -> None:
         """Give an interface an address.
@@ -373,6 +361,7 @@ class Kernel:
         message = self._routes.build("route", fields, attributes)
         key = (table, str(network), interface, nexthop)
         if add:
+            self.journal.note_marked()
             await self._routes.change(RTM_NEWROUTE, message, f"route {words}", NLM_F_CREATE | NLM_F_EXCL)
             self._own_routes[key] = (fields, attributes)
         else:
@@ -402,23 +391,7 @@ class Kernel:
         return True
 
     def _rule_message(self, family: int, rule: Rule) -> Any:
-        attributes: list[tuple[str, Any]] = [("FRA_PRIORITY", rule.priority), ("FRA_PROTOCOL", PROTOCOL)]
-        if rule.action == FR_ACT_TO_TBL:
-            attributes.append(("FRA_TABLE", rule.table))
-        if rule.mask:
-            attributes += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask)]
-        if rule.iif:
-            attributes.append(("FRA_IIFNAME", rule.iif))
-        if rule.oif:
-            attributes.append(("FRA_OIFNAME", rule.oif))
-        if rule.uids is not None:
-            attributes.append(("FRA_UID_RANGE", f"{rule.uids[0]}:{rule.uids[1]}"))
-        fields = {
-            "family": family,
-            "action": rule.action,
-            "table": rule.table if rule.table < 256 and rule.action == FR_ACT_TO_TBL else 0,
-        }
-        return self._routes.build("rule", fields, attributes)
+        return self._routes.build("rule", *rule_parts(family, rule))
 
     async def change_rule(self, rule: Rule, *, add: bool) -> None:
         """Add or remove a policy rule, for IPv4 and IPv6.
@@ -428,6 +401,8 @@ class Kernel:
         """
         if self._would(f"ip rule {'add' if add else 'del'} {rule.describe()}"):
             return
+        if add:
+            self.journal.note_marked()
         for family in FAMILIES:
             message = self._rule_message(family, rule)
             what = f"rule {rule.describe()}"
@@ -579,13 +554,15 @@ class Kernel:
         """
         if self._dry_run is not None:
             return
+        if marked or self.journal.marked:
+            await self._remove_marked()
         if not self.journal.empty:
             self._log.info(
                 "undoing what a netd that was killed has left, after {path}", path=self.journal.path
             )
             await self._undo_notes()
-        if not marked:
-            return
+
+    async def _remove_marked(self) -> None:
         for family in FAMILIES:
             message = self._routes.build("rule", {"family": family})
             for each in await self._routes.dump(RTM_GETRULE, message, "listing rules"):

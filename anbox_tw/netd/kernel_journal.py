@@ -21,11 +21,13 @@ from twisted.logger import Logger
 
 from anbox_tw.netd._kernel_model import Address
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.namespace import NetworkNamespace
 
 __all__ = ["InterfaceNote", "KernelJournal", "SysctlNote"]
 
 # A host's interface has some ten addresses and routes: 2 KiB. Beyond this the file is written anew.
 MAX_FILE_BYTES: Final = 1024 * 1024
+SUFFIX: Final = ".journal"
 # What is read of a file that we did not write ourselves
 MAX_READ_BYTES: Final = 16 * MAX_FILE_BYTES
 # What a route needs to be made again
@@ -78,8 +80,8 @@ class KernelJournal:
         interfaces: by index.
         sysctls: by path.
         made: hardware address of each interface that we make, by name.
-        tables: names of nftables tables that we make, with their family: ``ip anbox0``. A `Bridge` deletes them;
-            netd's own has no need to be noted, for its name is enough.
+        tables: names of nftables tables that we make, with their family: ``ip anbox0``.
+        marked: whether we make routes and rules, which carry our protocol number and are not noted one by one.
     """
 
     _log = Logger()
@@ -88,23 +90,25 @@ class KernelJournal:
         """Make the object, with what a former one of the same path and namespace has noted.
 
         Args:
-            path: of the file, which is made with the first note; empty to keep the notes in memory alone.
+            path: of the file, which is made with the first note, and its directory if need be; empty to keep the notes in memory alone.
             identity: of the network namespace, `NetworkNamespace.identity`.
         """
         self.path = path
         self._identity = identity
         self._file: int | None = None
         self._size = 0
+        self._made_directory = False
         self.interfaces: dict[int, InterfaceNote] = {}
         self.sysctls: dict[str, SysctlNote] = {}
         self.made: dict[str, str] = {}
         self.tables: list[str] = []
+        self.marked = False
         self._read()
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to undo."""
-        return not (self.interfaces or self.sysctls or self.made or self.tables)
+        return not (self.interfaces or self.sysctls or self.made or self.tables or self.marked)
 
     # -- notes
 
@@ -158,12 +162,19 @@ class KernelJournal:
             self._write({"note": "table", "name": table, "made": made})
             (self.tables.append if made else self.tables.remove)(table)
 
+    def note_marked(self) -> None:
+        """A route or a rule is about to be made."""
+        if not self.marked:
+            self._write({"note": "marked"})
+            self.marked = True
+
     def clear(self) -> None:
         """All is undone: forget the notes, and delete the file."""
         self.interfaces.clear()
         self.sysctls.clear()
         self.made.clear()
         self.tables.clear()
+        self.marked = False
         self.close()
         if self.path:
             try:
@@ -172,6 +183,12 @@ class KernelJournal:
                 pass
             except OSError as error:
                 self._log.warn("{path} stays: {error}", path=self.path, error=error.strerror)
+        if self._made_directory:
+            self._made_directory = False
+            try:
+                os.rmdir(os.path.dirname(self.path))
+            except OSError as error:
+                self._log.debug("{path}'s directory stays: {error}", path=self.path, error=error.strerror)
 
     def close(self) -> None:
         """Let the file go, and leave what is in it; calling this again is allowed."""
@@ -191,6 +208,8 @@ class KernelJournal:
             yield {"note": "made", "name": name, "mac": mac}
         for table in self.tables:
             yield {"note": "table", "name": table, "made": True}
+        if self.marked:
+            yield {"note": "marked"}
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self.path:
@@ -211,7 +230,12 @@ class KernelJournal:
         self.close()
         data = b"".join(map(_encode, self._lines()))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        fresh = os.open(f"{self.path}.new", flags, 0o600)
+        try:
+            fresh = os.open(f"{self.path}.new", flags, 0o600)
+        except FileNotFoundError:
+            os.mkdir(os.path.dirname(self.path), 0o755)
+            self._made_directory = True
+            fresh = os.open(f"{self.path}.new", flags, 0o600)
         try:
             if os.write(fresh, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -220,6 +244,12 @@ class KernelJournal:
             os.close(fresh)
             raise
         self._file, self._size = fresh, len(data)
+
+    @classmethod
+    def of(cls, directory: str, table: str, namespace: NetworkNamespace) -> KernelJournal:
+        """The journal of the daemon of a namespace with that table, in its run directory."""
+        identity = namespace.identity()
+        return cls(os.path.join(directory, f"{table}.{identity.rpartition('/')[2]}{SUFFIX}"), identity)
 
     def _read(self) -> None:
         if not self.path:
@@ -283,6 +313,8 @@ class KernelJournal:
                 table = str(line["name"])
                 if (table in self.tables) != bool(line["made"]):
                     (self.tables.append if line["made"] else self.tables.remove)(table)
+            case "marked":
+                self.marked = True
             case "gone":
                 self.made.pop(str(line["name"]), None)
 

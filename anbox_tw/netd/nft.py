@@ -21,6 +21,7 @@ from twisted.logger import Logger
 
 from anbox_tw.netd.children import run_tool
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.kernel_journal import KernelJournal
 
 __all__ = ["Chain", "NftTable", "Ruleset", "ct", "errno_in", "fib", "match", "meta", "payload", "restoring"]
 
@@ -144,6 +145,7 @@ class NftTable:
         *,
         name: str = DEFAULT_TABLE,
         dry_run: Callable[[str], object] | None = None,
+        journal: KernelJournal | None = None,
     ) -> None:
         """Make the object; the kernel is not touched before the first change.
 
@@ -151,10 +153,12 @@ class NftTable:
             reactor: runs ``nft``; a `NamespacedReactor` for another namespace.
             name: of the table, in the family ``inet``.
             dry_run: called with what would be done, which is then not done.
+            journal: where it is noted that there is a table.
         """
         self._reactor = reactor
         self.name = name
         self._dry_run = dry_run
+        self._journal = journal or KernelJournal()
         self._lock = DeferredLock()
         self._made = False
         self.current = Ruleset()
@@ -177,6 +181,8 @@ class NftTable:
                     raise KernelRefused(errno.ENOSPC, f"chain {name} has more than {MAX_RULES} rules")
             commands = self._difference(self.current, wish)
             if commands:
+                if self._dry_run is None:
+                    self._journal.note_table(f"inet {self.name}", made=True)
                 await self._transaction(commands)
             self.current = wish
         finally:
@@ -266,6 +272,7 @@ class NftTable:
             if self._made:
                 table = {"table": {"family": "inet", "name": self.name}}
                 await self._transaction([{"add": table}, {"delete": table}])
+                self._journal.note_table(f"inet {self.name}", made=False)
             self._made = False
             self.current = Ruleset()
         finally:

@@ -1,12 +1,14 @@
 """netd's sockets beside a manager's: the daemon itself begins with the first client.
 
-A container manager that nobody asks about the network pays nothing for it: no import of pyroute2, no netlink socket,
-no ``nft``. What the daemon changes is undone when the manager stops.
+A container manager that nobody asks about the network pays nothing for it: no netlink socket, no ``nft``. What the
+daemon changes is undone when the manager stops; what one that was killed has left makes it begin at once. Each
+manager's daemon has an nftables table of its own, so that several of one host live side by side.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -16,13 +18,22 @@ from zope.interface import implementer
 
 from anbox_tw.errors import AnboxError
 from anbox_tw.interfaces import IConnectionCreator
-from anbox_tw.netd.daemon import SOCKETS, Netd, make_socket_directory
+from anbox_tw.netd.daemon import DEFAULT_SOCKET_DIR, SOCKETS, Netd, make_socket_directory
+from anbox_tw.netd.kernel_journal import SUFFIX as JOURNAL_SUFFIX
+from anbox_tw.netd.nft import DEFAULT_TABLE
 from anbox_tw.network import Connections, UnixListener
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
 
 __all__ = ["OnDemandNetd"]
+
+
+def table_for(socket_dir: str) -> str:
+    """The name of the nftables table of the daemon with its sockets there."""
+    if os.path.normpath(socket_dir) == DEFAULT_SOCKET_DIR:
+        return DEFAULT_TABLE
+    return f"{DEFAULT_TABLE}_{zlib.crc32(os.fsencode(os.path.normpath(socket_dir))):08x}"
 
 
 @implementer(IConnectionCreator)
@@ -54,12 +65,13 @@ class OnDemandNetd(Service):
             reactor: an fd reactor.
             socket_dir: where the sockets are put; made when it is missing, in a directory that is there.
             mode: of the sockets: who may connect may change this host's network as we may.
-            options: more of `Netd`.
+            options: more of `Netd`; its table's name, by default, goes by the directory.
         """
         self.setName("netd on demand")
         self._reactor = reactor
         self.socket_dir = socket_dir
         self._mode = mode
+        options.setdefault("table", table_for(socket_dir))
         self._options = options
         self._listeners: list[UnixListener] = []
         self._made_directory = False
@@ -71,6 +83,7 @@ class OnDemandNetd(Service):
         connections = Connections(name="netd's clients", clock=self._reactor)
         try:
             self._made_directory = make_socket_directory(self.socket_dir)
+            left = any(name.endswith(JOURNAL_SUFFIX) for name in os.listdir(self.socket_dir))
             for name in SOCKETS:
                 path = os.path.join(self.socket_dir, name)
                 listener = UnixListener(
@@ -83,6 +96,8 @@ class OnDemandNetd(Service):
                 )
                 listener.startService()
                 self._listeners.append(listener)
+            if left:
+                self.begin()
         except (AnboxError, OSError) as error:
             self._log.info(
                 "netd's sockets are not served in {directory}: {error}",

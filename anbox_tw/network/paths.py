@@ -184,6 +184,11 @@ class RuntimePaths:
         return f"{self.base}/input"
 
     @property
+    def netd(self) -> str:
+        """The directory of the sockets of the manager's netd."""
+        return f"{self.base}/netd"
+
+    @property
     def rootless_manager_socket(self) -> str:
         """The manager's socket when it runs as this user."""
         return f"{self.root}/anbox-container.socket"

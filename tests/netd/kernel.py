@@ -21,6 +21,8 @@ ip link set lo up
 # addresses are there at once, without a second of asking whether somebody else has them
 for n in accept_dad dad_transmits; do echo 0 > /proc/sys/net/ipv6/conf/default/$n; done
 echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad
+# a new namespace has the switches of IPv4 from the host, whatever they are there
+echo 0 > /proc/sys/net/ipv4/ip_forward
 echo ready
 exec sleep 600
 """
