@@ -53,7 +53,8 @@ def find_socket(name: str, instance: str) -> str:
             return str(place / name)
     raise NotRunning(
         f"no socket '{name}' of a netd in {', '.join(map(str, places))}",
-        "start one with 'twistd -n anbox-netd', or name its socket with --socket",
+        f"start the instance with 'anbox up{'' if instance == 'default' else f' --instance {instance}'}', or a daemon "
+        "of its own with 'twistd -n anbox-netd', or name its socket with --socket",
     )
 
 

@@ -61,6 +61,7 @@ Talk to it with 'anbox ndc'. Needs root, or CAP_NET_ADMIN over the namespace.
     ]
     optFlags = [
         ["dry-run", None, "Change nothing in the kernel; print what would be done on standard output."],
+        ["undo", None, "Undo what a daemon that was killed has left, and end."],
         ["legacy-dns", None, "Answer getaddrinfo in the layout of Android 4.4 and 5."],
     ]
 
@@ -114,7 +115,10 @@ class _Root(CommandService):
 
     def _ready(self) -> Deferred[None]:
         assert self.netd is not None
-        return self.netd.when_ready()
+        ready = self.netd.when_ready()
+        if self._options["undo"]:
+            ready.addCallback(lambda _: self._twisted_reactor.stop())
+        return ready
 
     def prepare(self) -> None:
         config = self._options

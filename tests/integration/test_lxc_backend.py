@@ -82,6 +82,10 @@ class LxcTests(SynchronousTestCase):
                 self.assertNotEqual(theirs, ours)
         (link,) = json.loads(say("ip", "-j", "-4", "addr", "show", "anbox0"))
         gateway = link["addr_info"][0]["local"]
+        mac = json.loads(say("ip", "-j", "link", "show", "anbox0"))[0]["address"]
+        by_netd = self.box.anbox("ndc", "interface", "getcfg", "anbox0")
+        expected = f"213 0 {mac} {gateway} 24 up broadcast running multicast\n"
+        self.assertEqual(by_netd.stdout, expected, by_netd.stderr)
         pinged = self.box.anbox("shell", "--", "ping", "-c", "1", "-W", "5", gateway)
         self.assertEqual(pinged.returncode, 0, pinged.stdout + pinged.stderr)
         down = self.box.anbox("down")
@@ -93,6 +97,10 @@ class LxcTests(SynchronousTestCase):
     def test_a_killed_manager_leaves_nothing_after_the_next_up_and_down(self) -> None:
         self.up()
         self.box.booted()
+        # what the instance's netd has changed is undone, too
+        for command in ("interface setmtu lo 1400", "ipfwd enable test", "nat enable anbox0 lo 0"):
+            done = self.box.anbox("ndc", *command.split())
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         process = self.box._running[0]
         for line in self.box.processes():
             if " anbox-container " in line or " anbox-session " in line or " up " in line:

@@ -179,6 +179,17 @@ class TwoInstancesTests(SynchronousTestCase):
                 ),
                 f"adb {version} sees both",
             )
+        # each has a netd; what it may do is what its user may
+        for option in ([], ["--instance", "second"]):
+            listed = box.anbox("ndc", *option, "interface", "list")
+            self.assertIn("110 0 lo\n", listed.stdout, listed.stderr)
+            self.assertTrue(listed.stdout.endswith("200 0 Interface list completed\n"))
+        self.assertEqual(box.anbox("down").returncode, 0)
+        listed = box.anbox("ndc", "--instance", "second", "interface", "list")
+        self.assertEqual(listed.returncode, 0, listed.stderr)
+        absent = box.anbox("ndc", "--instance", "third", "interface", "list")
+        self.assertEqual(absent.returncode, 3, absent.stdout)
+        self.assertIn("anbox up --instance third", absent.stderr)
         self.assertEqual(box.anbox("down", "--all").returncode, 0)
         eventually(lambda: not box.processes(), "no process left")
         self.assertEqual(box.leftovers(), [])

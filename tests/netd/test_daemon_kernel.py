@@ -413,6 +413,50 @@ class CommandLineTests(DaemonTestCase):
         done = await deferToThread(self.ndc, "interface", "list")
         self.assertEqual(done.returncode, 3)
 
+    async def test_a_killed_daemon_and_undo(self) -> None:
+        """SIGKILL of the real program; another one with ``--undo`` leaves the namespace as it was, and ends."""
+        self.ns.run("ip link add b0 type bridge")
+        self.ns.run("ip link set b0 up")
+        before = await self.settled(self.ns)
+        sockets = os.path.join(self.directory, "s")
+        words = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+        words += ["-n", "--pidfile=", "anbox-netd", "--socket-dir", sockets, "--netns", self.ns.path]
+        with subprocess.Popen(
+            words,
+            env=ENVIRONMENT,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as daemon:
+            try:
+                await self.until(lambda: os.path.exists(f"{sockets}/netd"), "the socket", timeout=30)
+                for line in (
+                    "interface setmtu b0 1400",
+                    "interface setcfg b0 10.1.1.1 24",
+                    "ipfwd enable x",
+                    "nat enable b0 lo 0",
+                    "network create 100",
+                    "network interface add 100 b0",
+                ):
+                    replies = await self.tell(line)
+                    self.assertTrue(replies[-1].startswith("200 "), replies)
+            finally:
+                daemon.kill()
+        self.assertNotEqual(self.ns.state(), before)
+        self.assertEqual(len(os.listdir(sockets)), 5)
+        done = await deferToThread(
+            subprocess.run,
+            [*words, "--undo"],
+            env=ENVIRONMENT,
+            cwd=self.directory,
+            capture_output=True,
+            timeout=60,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertEqual(self.ns.state(), before)
+        self.assertFalse(os.path.exists(sockets))
+
     async def monitor(self) -> None:
         command = [sys.executable, "-m", "anbox_tw.cli", "ndc", "monitor"]
         environment = {
