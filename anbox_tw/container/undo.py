@@ -481,6 +481,8 @@ def make_directories(journal: Journal, path: str, mode: int = 0o700, *, shared: 
         try:
             make_directory(journal, each, mode)
         except OSError as error:
+            if isinstance(error, FileExistsError) and _is_directory(each):
+                continue  # another instance has just made it; it is empty, or theirs
             raise DiagnosedError.of(
                 "ANBOX-C005", f"{each} cannot be made", error.strerror or str(error)
             ) from error

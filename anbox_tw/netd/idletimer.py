@@ -30,8 +30,8 @@ _PREFIX: Final = "idle:"
 _LABEL: Final = re.compile(r"[A-Za-z0-9_.-]{1,27}")
 MAX_TIMEOUT_S: Final = 0x7FFFFFFF // 1000
 MAX_TIMERS: Final = 64
-# the kernel tells what is left in whole seconds, cut off
-_LOOK_AGAIN_S: Final = 0.2
+# how long after an element should be gone it is looked for: a tick of the kernel's clock at 250 Hz, and a bit
+_LOOK_AGAIN_S: Final = 0.005
 
 
 @define
@@ -169,15 +169,14 @@ class IdletimerController:
 
     async def _look_now(self, timer: _Timer) -> None:
         try:
-            elements = await self._table.set_elements(f"idle_{timer.number}")
+            left = max(await self._table.seconds_left(f"idle_{timer.number}"), default=None)
         except AnboxError as error:
             self._log.warn("idle timer {label}: {error}", label=timer.label, error=error)
-            elements = []
+            left = None
         if self._timers.get(timer.number) is not timer:
             return
-        left = max((_expires(each) for each in elements), default=None)
         if left is not None:
-            self._arm(timer, max(left, _LOOK_AGAIN_S))
+            self._arm(timer, left + _LOOK_AGAIN_S)
             return
         timer.active = False
         self._tell(timer, None)
@@ -197,10 +196,3 @@ class IdletimerController:
     def _tell(self, timer: _Timer, uid: int | None) -> None:
         stamp = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._on_event(class_activity(IdleTimerEvent(timer.active, timer.label, stamp, uid)))
-
-
-def _expires(element: Any) -> float:
-    """Seconds an element of a set has left."""
-    inner = element.get("elem", {}) if isinstance(element, dict) else {}
-    left = inner.get("expires", 0) if isinstance(inner, dict) else 0
-    return float(left) if isinstance(left, (int, float)) else 0.0

@@ -61,6 +61,7 @@ _NFULNL_MSG_PACKET: Final = _NFNL_SUBSYS_ULOG << 8
 _NFULNL_MSG_CONFIG: Final = _NFNL_SUBSYS_ULOG << 8 | 1
 _NFULA_CFG_CMD: Final = 1
 _NFULA_CFG_MODE: Final = 2
+_NFULA_CFG_QTHRESH: Final = 5
 _NFULNL_CFG_CMD_BIND: Final = 1
 _NFULNL_COPY_PACKET: Final = 2
 # what the kernel copies of a logged packet: StrictController's own limit
@@ -211,7 +212,9 @@ class NetlinkManager(Service):
                 + struct.pack(">IBx", _COPY_BYTES, _NFULNL_COPY_PACKET)
                 + b"\0\0"
             )
-            for attribute in (bind, mode):
+            # one packet is told at once: the kernel would keep it for a second, or for 99 more
+            threshold = struct.pack("=HH", 8, _NFULA_CFG_QTHRESH) + struct.pack(">I", 1)
+            for attribute in (bind, mode, threshold):
                 body = struct.pack(">BBH", 0, 0, group) + attribute
                 header = struct.pack(
                     "=IHHII", 16 + len(body), _NFULNL_MSG_CONFIG, NLM_F_REQUEST | NLM_F_ACK, group, 0

@@ -11,6 +11,7 @@ import copy
 import errno
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any, Final, TypeVar, cast
@@ -23,13 +24,29 @@ from anbox_tw.netd.children import run_tool
 from anbox_tw.netd.errors import KernelRefused
 from anbox_tw.netd.kernel_journal import KernelJournal
 
-__all__ = ["Chain", "NftTable", "Ruleset", "ct", "errno_in", "fib", "match", "meta", "payload", "restoring"]
+__all__ = [
+    "Chain",
+    "NftTable",
+    "Ruleset",
+    "ct",
+    "errno_in",
+    "fib",
+    "match",
+    "meta",
+    "parse_expiries",
+    "payload",
+    "restoring",
+]
 
 Json = dict[str, Any]
 
 DEFAULT_TABLE: Final = "anbox_netd"
 # rules in one chain: an attacker with the command socket is root's friend anyway, but a runaway framework is not
 MAX_RULES: Final = 4096
+
+_EXPIRES: Final = re.compile(r" expires ((?:\d+(?:ms|[dhms]))+)")
+_AMOUNT: Final = re.compile(r"(\d+)(ms|[dhms])")
+_UNITS_S: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 _ERRNO_BY_TEXT: Final = {os.strerror(number): number for number in errno.errorcode}
 
@@ -256,14 +273,15 @@ class NftTable:
         found = json.loads(done.output or "{}").get("nftables", [])
         return [each.get(what.removesuffix("s"), {}) for each in found]
 
-    async def set_elements(self, name: str) -> list[Any]:
-        """The elements of a set, as nft prints them."""
+    async def seconds_left(self, name: str) -> list[float]:
+        """How long the elements of a set that run out will still be there, in seconds."""
         if not self._made or self._dry_run is not None:
             return []
-        for each in await self._list("set", "inet", self.name, name):
-            if each:
-                return list(each.get("elem", []))
-        return []
+        # not the JSON, which cuts whole seconds off
+        done = await run_tool(self._reactor, ["nft", "list", "set", "inet", self.name, name])
+        if done.exit_code != 0:
+            raise KernelRefused(errno_in(done.error), f"nft list set {name}", done.error.strip()[:200])
+        return parse_expiries(done.output)
 
     async def remove(self) -> None:
         """Take the whole table away; nothing happens where there is none."""
@@ -282,6 +300,14 @@ class NftTable:
         """Take away what a daemon that was killed has left under our name."""
         self._made = True
         await self.remove()
+
+
+def parse_expiries(text: str) -> list[float]:
+    """The seconds that ``nft list set`` says elements have left (``expires 1d1h1m4s696ms``)."""
+    return [
+        sum(int(number) * _UNITS_S[unit] for number, unit in _AMOUNT.findall(each))
+        for each in _EXPIRES.findall(text)
+    ]
 
 
 def errno_in(text: str) -> int:

@@ -136,6 +136,16 @@ class FileTests(UndoCase):
         yield self.journal.undo_all()
         self.assertFalse(os.path.exists(self.path("run")))
 
+    def test_a_directory_that_another_instance_makes_at_the_same_moment(self) -> None:
+        def later(journal: Journal, path: str, mode: int = 0o700) -> Any:
+            os.mkdir(path)
+            # as if it had not been there when we looked
+            raise FileExistsError(path)
+
+        self.patch(undo, "make_directory", later)
+        undo.make_directories(self.journal, self.path("run/one"))
+        self.assertTrue(os.path.isdir(self.path("run/one")))
+
     @inlineCallbacks
     def test_making_directories(self) -> Any:
         undo.make_directories(self.journal, self.path("a/b/c"), 0o711)

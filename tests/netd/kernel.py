@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from twisted.trial.unittest import TestCase
 
 from anbox_tw.netd.namespace import NetworkNamespace
 from tests.support import need_root, need_tool
+
+# one that other users may run, too; that of PATH may lie in root's home
+PYTHON = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else "python3"
 
 START = """
 ip link set lo up
@@ -73,7 +77,7 @@ class Space:
         return [each for each in found if "metainfo" not in each]
 
     def python(self, code: str, *arguments: str, user: int | None = None, check: bool = True) -> str:
-        words = ["python3", "-c", textwrap.dedent(code), *arguments]
+        words = [PYTHON, "-c", textwrap.dedent(code), *arguments]
         if user is not None:
             words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *words]
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=30)

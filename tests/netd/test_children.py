@@ -174,7 +174,7 @@ class TableTests(TestCase):
         self.assertEqual(error.errno, errno.EBUSY)
         self.assertEqual(list(table.current.chains), ["one"])
         self.assertEqual((await error_of(table.objects("quota"))).errno, errno.EBUSY)
-        self.assertEqual((await error_of(table.set_elements("x"))).errno, errno.EBUSY)
+        self.assertEqual((await error_of(table.seconds_left("x"))).errno, errno.EBUSY)
         self.assertEqual(nft.errno_in("nonsense"), errno.EINVAL)
 
     async def test_an_object_that_changes_is_made_anew_between_its_rules(self) -> None:
@@ -191,4 +191,4 @@ class TableTests(TestCase):
         self.assertEqual([line.split('"')[1] for line in said], ["flush", "delete", "add", "add"])
         self.assertNotIn("_generation", "".join(said))
         self.assertEqual(await table.objects("quota"), {})
-        self.assertEqual(await table.set_elements("x"), [])
+        self.assertEqual(await table.seconds_left("x"), [])

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from anbox_tw.netd import _events as events
 from anbox_tw.netd import manager
-from anbox_tw.netd.idletimer import _expires
+from anbox_tw.netd.nft import parse_expiries
 
 
 class Message(dict[str, Any]):
@@ -155,10 +155,14 @@ class OtherTests(SynchronousTestCase):
         self.assertEqual(events.strict_cleartext(10001, b"\xab" * 400).text, "10001 " + "ab" * 256)
 
     def test_what_a_set_element_has_left(self) -> None:
-        for element, left in (
-            ({"elem": {"val": "v0", "expires": 4}}, 4.0),
-            ("v0", 0.0),
-            ({"elem": 3}, 0.0),
-            ({"elem": {"expires": "x"}}, 0.0),
-        ):
-            self.assertEqual(_expires(element), left)
+        listing = """table inet t {
+            set s {
+                type ifname
+                timeout 5s
+                elements = { "v0" expires 4s696ms,
+                             "expires" timeout 1d1h1m1s expires 1d1h1m696ms, "eth0.5" timeout 1s }
+            }
+        }"""
+        self.assertEqual(parse_expiries(listing), [4.696, 90060.696])
+        for text in ("", "expires", "elements = { } expires x", " expires 5 "):
+            self.assertEqual(parse_expiries(text), [])

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from tests.netd.daemon_case import DaemonTestCase
-from tests.netd.kernel import Space
+from tests.netd.kernel import PYTHON, Space
 
 OK_BW = "200 Bandwidth command succeeeded"
 OK_FW = "200 Firewall command succeeded"
@@ -63,7 +63,7 @@ class PacketCase(DaemonTestCase):
         import subprocess
         import textwrap
 
-        words = space.command("python3", "-c", textwrap.dedent(ECHO), str(port))
+        words = space.command(PYTHON, "-c", textwrap.dedent(ECHO), str(port))
         server = subprocess.Popen(words, stdout=subprocess.PIPE)
         assert server.stdout is not None
         self.assertEqual(server.stdout.readline(), b"ready\n")
