@@ -30,6 +30,7 @@ __all__ = ["Controllers", "nflog_groups"]
 # NFLOG groups of our own: Android's are 0 and 1, which on a Linux host are ulogd's. The default table has the first
 # three; those of others are told apart by the table's name, for only one process of a namespace may bind a group.
 FIRST_GROUP: Final = 20480
+DEFAULT_ANDROID: Final = 7
 GROUPS_FOR_TABLES: Final = 15_000
 
 
@@ -48,6 +49,7 @@ class Controllers:
         table: our nftables table.
         journal: what is to be undone.
         groups: NFLOG groups whose packets go to `packet`.
+        android: the release whose commands are understood.
     """
 
     log = Logger()
@@ -63,6 +65,7 @@ class Controllers:
         hosts: str | None = "/etc/hosts",
         system_resolver: str | None = "/etc/resolv.conf",
         journal: KernelJournal | None = None,
+        android: int = DEFAULT_ANDROID,
     ) -> None:
         """Make them; the kernel is not touched yet.
 
@@ -75,6 +78,7 @@ class Controllers:
             hosts: a hosts file for lookups.
             system_resolver: a resolv.conf for lookups outside any network.
             journal: where changes of the kernel are noted before they are made; in memory alone when None.
+            android: whose commands are understood where releases differ: 5, 6 or 7.
 
         Raises:
             HostLacks: pyroute2 is missing.
@@ -82,6 +86,7 @@ class Controllers:
         """
         there = NamespacedReactor(reactor, namespace)
         self.journal = journal or KernelJournal()
+        self.android = android
         self.routes = RouteClient(reactor, namespace)
         self.kernel = Kernel(self.routes, namespace, dry_run=dry_run, journal=self.journal)
         self.table = NftTable(there, name=table, dry_run=dry_run, journal=self.journal)

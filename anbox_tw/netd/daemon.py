@@ -32,7 +32,7 @@ from anbox_tw.errors import (
 )
 from anbox_tw.netd._events import Broadcast
 from anbox_tw.netd.commands import register_all
-from anbox_tw.netd.controllers import Controllers
+from anbox_tw.netd.controllers import DEFAULT_ANDROID, Controllers
 from anbox_tw.netd.dnsproxy import DnsProxy, DnsProxyListener
 from anbox_tw.netd.fwmarkd import FwmarkListener
 from anbox_tw.netd.kernel_journal import SUFFIX as JOURNAL_SUFFIX
@@ -143,6 +143,7 @@ class Netd(Service):
         gid: int = -1,
         table: str = DEFAULT_TABLE,
         legacy_dns: bool = False,
+        android: int = DEFAULT_ANDROID,
         dry_run: Callable[[str], object] | None = None,
         hosts: str | None = "/etc/hosts",
         system_resolver: str | None = "/etc/resolv.conf",
@@ -160,7 +161,9 @@ class Netd(Service):
             mode: of the sockets, in octal.
             gid: group of the sockets, -1 for ours.
             table: name of our nftables table, one for each daemon of a namespace.
-            legacy_dns: answer getaddrinfo in the layout of Android 4.4 and 5.
+            legacy_dns: answer getaddrinfo in the layout of Android 4.4 and 5, whatever ``android`` is.
+            android: the release whose forms are spoken where they differ: 5, 6 or 7. With 5 ``firewall enable`` and
+                ``clatd stop`` need no argument, and getaddrinfo has the old layout.
             dry_run: called with each change of the kernel instead of making it.
             hosts: a hosts file for lookups.
             system_resolver: a resolv.conf for lookups outside any network.
@@ -181,7 +184,8 @@ class Netd(Service):
         self._adopted = dict(adopted or {})
         self._mode, self._gid = mode, gid
         self._table = table
-        self._legacy_dns = legacy_dns
+        self._legacy_dns = legacy_dns or android < 6
+        self._android = android
         self._dry_run = dry_run
         self._hosts, self._system_resolver = hosts, system_resolver
         self._heard = on_event
@@ -288,6 +292,7 @@ class Netd(Service):
                 hosts=self._hosts,
                 system_resolver=self._system_resolver,
                 journal=self._journal(),
+                android=self._android,
             )
         except OSError as error:
             raise HostLacks(f"rtnetlink cannot be had: {error.strerror}") from error

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from anbox_tw.netd.children import DaemonChild
@@ -48,6 +48,9 @@ class _Children:
         self._reactor = reactor
         self._dry_run = dry_run
         self._running: dict[str, DaemonChild | None] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._running)
 
     def __contains__(self, key: str) -> bool:
         return key in self._running
@@ -243,6 +246,11 @@ class ClatdController:
     def __init__(self, reactor: Any, networks: NetworkController, dry_run: DryRun | None = None) -> None:
         self._children = _Children(reactor, dry_run)
         self._networks = networks
+
+    @property
+    def interfaces(self) -> list[str]:
+        """Those that it runs for."""
+        return list(self._children)
 
     def running(self, interface: str) -> bool:
         """Whether it runs for an interface."""

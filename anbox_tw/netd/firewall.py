@@ -41,6 +41,7 @@ _MAX_UID: Final = 0xFFFFFFFE
 
 @define
 class _State:
+    enabled: bool = False
     whitelist: bool = False
     dropping: bool = False
     # newest first: the original inserts at the front
@@ -66,6 +67,7 @@ class FirewallController:
         on to let everything through; here the final drop comes back, behind what was allowed meanwhile.
         """
         state = self._state
+        state.enabled = True
         if state.whitelist != whitelist:
             self._flush()
         elif state.dropping == whitelist:
@@ -78,14 +80,16 @@ class FirewallController:
     async def disable(self) -> bool:
         """Let everything through; the mode is then whitelist, without its final drop, as in the original."""
         self._flush()
+        self._state.enabled = False
         self._state.whitelist = True
         self._state.dropping = False
         await self._commit()
         return True
 
-    def is_enabled(self) -> bool:
-        """The original's answer: always false, see `FirewallCommand`."""
-        return False
+    @property
+    def enabled(self) -> bool:
+        """Whether a mode was chosen, and not disabled since."""
+        return self._state.enabled
 
     def _flush(self) -> None:
         self._state.returns_in.clear()

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from anbox_tw.errors import AnboxError
+from anbox_tw.netd.controllers import DEFAULT_ANDROID
 from anbox_tw.netd.daemon import DEFAULT_SOCKET_DIR, SOCKETS, Netd, inherited_sockets
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
@@ -58,6 +59,7 @@ Talk to it with 'anbox ndc'. Needs root, or CAP_NET_ADMIN over the namespace.
             "/etc/resolv.conf",
             "Name servers of lookups outside any network; empty for none.",
         ],
+        ["android", None, str(DEFAULT_ANDROID), "Speak as this release where they differ: 5, 6 or 7."],
     ]
     optFlags = [
         ["dry-run", None, "Change nothing in the kernel; print what would be done on standard output."],
@@ -84,6 +86,9 @@ Talk to it with 'anbox ndc'. Needs root, or CAP_NET_ADMIN over the namespace.
             raise usage.UsageError(f"--mode: {self['mode']!r} is no octal number") from None
         if not 0 <= self["mode"] <= 0o777:
             raise usage.UsageError(f"--mode: {self['mode']:o} has more than permission bits")
+        if self["android"] not in ("5", "6", "7"):
+            raise usage.UsageError(f"--android: {self['android']!r}; there are 5, 6 and 7")
+        self["android"] = int(self["android"])
         self["gid"] = self._group(self["group"])
         if not str(self["table"]).isidentifier():
             raise usage.UsageError(f"--table: {self['table']!r} cannot be the name of a table")
@@ -132,6 +137,7 @@ class _Root(CommandService):
             gid=config["gid"],
             table=config["table"],
             legacy_dns=bool(config["legacy-dns"]),
+            android=config["android"],
             dry_run=_show if config["dry-run"] else None,
             hosts=config["hosts"] or None,
             system_resolver=config["resolv-conf"] or None,

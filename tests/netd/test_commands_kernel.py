@@ -291,6 +291,36 @@ class ServicesTests(DaemonTestCase):
         await self.expect("tether status", "210 Tethering services stopped")
 
 
+class OlderFormsTests(DaemonTestCase):
+    async def test_android_5(self) -> None:
+        await self.start(android=5)
+        failed = "400 Firewall command failed"
+        for line, reply in (
+            ("firewall is_enabled", "200 Firewall command succeeded"),
+            ("firewall enable", "200 Firewall command succeeded"),
+            ("firewall is_enabled", failed),
+            ("firewall set_uid_rule 10001 allow", "200 Firewall command succeeded"),
+            ("firewall disable", "200 Firewall command succeeded"),
+            ("clatd status", "223 Clatd status: stopped"),
+            ("clatd stop", "400 Clatd operation failed"),
+            ("clatd start", "500 Missing argument"),
+            ("ipfwd enable", "200 ipfwd operation succeeded"),
+            ("ipfwd status", "211 Forwarding enabled"),
+            ("ipfwd disable", "200 ipfwd operation succeeded"),
+            ("network create 100 android.permission.CHANGE_NETWORK_STATE", "200 success"),
+            ("network permission user set android.permission.CONNECTIVITY_INTERNAL 10001", "200 success"),
+            ("resolver setnetdns 100 lan 9.9.9.9", "200 Resolver command succeeded"),
+            ("resolver flushnet 100", "200 Resolver command succeeded"),
+            ("resolver clearnetdns 100", "200 Resolver command succeeded"),
+        ):
+            await self.expect(line, reply)
+
+    async def test_android_7_wants_the_arguments(self) -> None:
+        await self.start()
+        await self.expect("firewall enable", "500 Usage: firewall enable <whitelist|blacklist>")
+        await self.expect("clatd status", "500 Missing argument")
+
+
 class NetworkTests(DaemonTestCase):
     def rules(self) -> list[tuple[Any, ...]]:
         return [

@@ -142,7 +142,7 @@ class FirewallTests(PacketCase):
             ("firewall", "500 Missing command"),
             ("firewall what", "500 Unknown command"),
             ("firewall enable", "500 Usage: firewall enable <whitelist|blacklist>"),
-            ("firewall is_enabled", "400 Firewall command failed"),
+            ("firewall is_enabled", OK_FW),
             (
                 "firewall set_interface_rule v0",
                 "500 Usage: firewall set_interface_rule <rmnet0> <allow|deny>",
@@ -176,6 +176,7 @@ class FirewallTests(PacketCase):
             ("firewall disable_chain dozable", "400 Firewall command failed"),
             ("firewall enable_chain nothing", OK_FW),
             ("firewall enable whitelist", OK_FW),
+            ("firewall is_enabled", "400 Firewall command failed"),
             ("firewall set_interface_rule bad/name allow", "400 Firewall command failed"),
             ("firewall set_interface_rule v0 deny", "400 Firewall command failed"),
             ("firewall set_interface_rule v0 allow", OK_FW),

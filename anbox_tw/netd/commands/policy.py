@@ -250,6 +250,9 @@ class FirewallCommand(NetdCommand):
             raise syntax(f"Usage: firewall {usage}")
 
     async def _enable(self, request: Request, words: list[str]) -> None:
+        if self.controllers.android < 6 and len(words) == 2:
+            # Android 5.0 has the one kind
+            words = [*words, "whitelist"]
         self._count(words, 3, "enable <whitelist|blacklist>")
         await self._answer(request, self.controllers.firewall.enable(words[2] == "whitelist"))
 
@@ -257,8 +260,10 @@ class FirewallCommand(NetdCommand):
         await self._answer(request, self.controllers.firewall.disable())
 
     async def _is_enabled(self, request: Request, words: list[str]) -> None:
-        # 200 would mean disabled: the original takes the answer for an error number, and it is always -1
-        raise failed("Firewall command failed")
+        # the answer is taken for an error number: 200 means disabled. (AOSP's never looks, and says -1, 400, always.)
+        if self.controllers.firewall.enabled:
+            raise failed("Firewall command failed")
+        request.reply(ResponseCode.OKAY, "Firewall command succeeded")
 
     async def _interface(self, request: Request, words: list[str]) -> None:
         self._count(words, 4, "set_interface_rule <rmnet0> <allow|deny>")

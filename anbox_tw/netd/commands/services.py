@@ -207,6 +207,9 @@ class ClatdCommand(NetdCommand):
     async def run(self, request: Request) -> None:
         words = request.arguments
         clatd = self.controllers.clatd
+        if self.controllers.android < 6 and len(words) == 2 and words[1] in ("stop", "status"):
+            # Android 5.0 has one clatd, and does not name its interface
+            words = [*words, next(iter(clatd.interfaces), "")]
         if len(words) < 3:
             raise syntax("Missing argument")
         try:
