@@ -31,6 +31,7 @@ need xclip xclip
 need xsel xsel
 need git git
 need ps procps
+need ffmpeg ffmpeg
 [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev"
 if [ -n "$packages" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

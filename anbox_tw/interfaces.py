@@ -23,6 +23,8 @@ __all__ = [
     "IAudioPlayback",
     "IAudioSink",
     "IAudioSource",
+    "ICameraSource",
+    "ICameraStream",
     "IClipboard",
     "IConnectionCreator",
     "IContainer",
@@ -94,6 +96,35 @@ class IPipeService(Interface):
             in behind the identification are given to its ``dataReceived``. ``None`` refuses, and
             the service has logged why.
         """
+
+
+class ICameraSource(Interface):
+    """Where a camera's pictures come from."""
+
+    name = Attribute("``str``: as users write it, for example ``image:/srv/street.png``.")
+
+    def start(width: int, height: int) -> Deferred[ICameraStream]:
+        """Begin to make pictures of this size; both are even.
+
+        Returns:
+            Fires with the stream; fails with ``anbox_tw.qemu.errors.CameraError``.
+        """
+
+
+class ICameraStream(Interface):
+    """Pictures of one size, as they come."""
+
+    def next_picture() -> Deferred[Any]:
+        """The newest ``anbox_tw.qemu.picture.Picture`` that was not given yet, as soon as there is one.
+
+        One caller at a time. The stream keeps its own pace and makes no picture that nobody asks for.
+
+        Returns:
+            Fires with the picture; fails with ``anbox_tw.qemu.errors.CameraError`` when there will be none.
+        """
+
+    def stop() -> Deferred[None]:
+        """End it; fires when nothing of it is left. A caller who waits for a picture gets a ``CameraError``."""
 
 
 class IClipboard(Interface):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from anbox_tw.errors import PeerError, PipeError
 
-__all__ = ["FramingError", "HandshakeError", "IdentificationError", "PipeServiceExists", "UnknownPipeService"]
+__all__ = [
+    "CameraError",
+    "FramingError",
+    "HandshakeError",
+    "IdentificationError",
+    "PipeServiceExists",
+    "QueryError",
+    "UnknownPipeService",
+]
 
 
 class IdentificationError(PipeError, PeerError):
@@ -35,3 +43,15 @@ class PipeServiceExists(PipeError):
     """A service of this name is registered already."""
 
     default_code = "ANBOX-Q005"
+
+
+class QueryError(PipeError, PeerError):
+    """A camera query has no end, or too many of them come at once."""
+
+    default_code = "ANBOX-Q006"
+
+
+class CameraError(PipeError):
+    """A camera source cannot show what it should."""
+
+    default_code = "ANBOX-Q007"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from anbox_tw.device import Change, Device
 from anbox_tw.device.part import plain
-from anbox_tw.interfaces import IPipeService
+from anbox_tw.interfaces import ICameraSource, IPipeService
+from anbox_tw.qemu.boot_animation import BootAnimationService, read_icon
+from anbox_tw.qemu.camera import CameraService
+from anbox_tw.qemu.camera_sources import make_source
+from anbox_tw.qemu.debug import PingPongService, ZeroService
 from anbox_tw.qemu.fingerprint import FingerprintService
 from anbox_tw.qemu.gps import GpsService
 from anbox_tw.qemu.hw_control import HwControlService
-from anbox_tw.qemu.null import NullService
+from anbox_tw.qemu.opengles import OpenGlesService
+from anbox_tw.qemu.outward import Allowance, TcpOutward, UnixOutward
 from anbox_tw.qemu.sensors import SensorsService
 from anbox_tw.session.phone_verbs import PhoneVerbs
 from anbox_tw.session.players import RoutePlayer
@@ -27,10 +32,27 @@ __all__ = ["Hardware", "HardwareSettings"]
 TOLD_PARTS = frozenset({"battery", "calls", "display", "fingerprint", "messages", "network", "phone"})
 """Whose changes are events of the control socket; location, sensors and input change too often for that."""
 
+DEFAULT_CAMERAS = {"back": "test-pattern", "front": "none"}
+"""A camera costs nothing until a guest starts it."""
+
 
 @attrs.frozen
 class HardwareSettings:
-    """What the hardware can be told at the start of a session."""
+    """What the hardware can be told at the start of a session.
+
+    Attributes:
+        cameras: ``back`` and ``front`` to a source, as `anbox_tw.qemu.camera_sources.parse_source` takes it.
+        renderer: client endpoint of what draws for ``opengles``; empty for none.
+        boot_icon: path of a file; empty for none.
+        allowed: what guests may connect to on the host.
+        debug_pipes: whether there are ``zero`` and ``pingpong``.
+    """
+
+    cameras: Mapping[str, str] = attrs.field(factory=lambda: dict(DEFAULT_CAMERAS))
+    renderer: str = ""
+    boot_icon: str = ""
+    allowed: tuple[Allowance, ...] = ()
+    debug_pipes: bool = False
 
 
 class Hardware:
@@ -41,6 +63,9 @@ class Hardware:
         device: the model.
         settings: how it is equipped.
         tell: called with kind, name and detail of each event for the control socket.
+
+    Raises:
+        ConfigError: a setting cannot be used.
 
     Attributes:
         services: for the registry of pipe services.
@@ -64,14 +89,31 @@ class Hardware:
         self.hw_control = HwControlService(device.display)
         self.fingerprint = FingerprintService(device.fingerprint)
         self.route = RoutePlayer(reactor, device.location)
+        self._reactor = reactor
+        self.camera = CameraService(
+            reactor,
+            {direction: self.make_camera_source(source) for direction, source in settings.cameras.items()},
+        )
+        self.opengles = OpenGlesService(reactor, settings.renderer)
+        self.outward = TcpOutward(reactor, settings.allowed), UnixOutward(reactor, settings.allowed)
+        icon = read_icon(settings.boot_icon) if settings.boot_icon else b""
         self.services: list[IPipeService] = [
             self.sensors,
             self.gps,
             self.hw_control,
             self.fingerprint,
-            NullService("anbox:bootanimation"),
+            self.camera,
+            self.opengles,
+            *self.outward,
+            BootAnimationService(reactor, icon),
         ]
+        if settings.debug_pipes:
+            self.services += [ZeroService(), PingPongService()]
         device.observe(self._changed)
+
+    def make_camera_source(self, text: str) -> ICameraSource | None:
+        """What ``text`` names; see `anbox_tw.qemu.camera_sources.make_source`."""
+        return make_source(self._reactor, text)
 
     def register(self, verbs: DeviceVerbs) -> None:
         """Add the verbs of the hardware."""
@@ -81,10 +123,13 @@ class Hardware:
         verbs.register_methods(PhoneVerbs(self.device))
 
     def stop(self) -> Deferred[None]:
-        """End what plays, and the calls; fires when it has ended."""
-        parts: tuple[Any, ...] = (self.route, self.device.calls, self.device.phone)
+        """End what plays, and the calls; fires when it has ended. Guests' connections are closed already."""
+        relays = [self.opengles.connections, *(each.connections for each in self.outward)]
+        for part in (self.route, self.device.calls, self.device.phone):
+            part.stop()
         stopping: Deferred[Any] = gatherResults(
-            [maybeDeferred(part.stop) for part in parts], consumeErrors=True
+            [self.camera.stop(), *(each.close_all("the session ends") for each in relays)],
+            consumeErrors=True,
         )
         return stopping.addCallback(lambda _: None)
 

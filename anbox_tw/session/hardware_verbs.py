@@ -189,3 +189,30 @@ class HardwareVerbs:
     def hw_status(self) -> dict[str, Any]:
         """What the guest said of its screen and lights: the display part."""
         return self._device.display.as_dict()
+
+    # -- cameras --
+
+    def camera_list(self) -> list[dict[str, Any]]:
+        """The cameras, back and front.
+
+        Returns:
+            For each ``name``, ``direction``, ``source``, ``sizes``, whether a guest has ``connected`` it, what it has
+            started (``capture``: null, or ``size`` and ``format``) and how many ``frames`` were given.
+        """
+        return [camera.describe() for camera in self._hardware.camera.cameras.values()]
+
+    def camera_set(self, camera: str, source: str) -> dict[str, Any]:
+        """Show something else, from the guest's next start on.
+
+        Args:
+            camera: ``back`` or ``front``.
+            source: ``test-pattern``, ``none``, ``image:PATH`` or ``video:PATH``; paths are absolute.
+        """
+        found = self._hardware.camera.cameras.get(camera)
+        if found is None:
+            raise BadRequest(f"there is no camera {camera!r}", "there are back and front")
+        kind, colon, path = str(source).partition(":")
+        if kind in ("image", "video") and colon and not path.startswith("/"):
+            raise BadRequest(f"camera.set: the path {path!r} is not absolute")
+        found.source = self._hardware.make_camera_source(source)
+        return found.describe()

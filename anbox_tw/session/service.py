@@ -372,10 +372,12 @@ class SessionService(Service):
             await self._supervisor.stopService()
         self.bridge.reset()
         await self.desktop.stopService()
-        pipe_parts = [self.hardware.stop(), self.adb.stopService(), self.adb_link.stopService()]
+        pipe_parts = [self.adb.stopService(), self.adb_link.stopService()]
         await gatherResults(pipe_parts, consumeErrors=True)
         parts = [*self._listeners, self.input, self.audio]
         await gatherResults([part.stopService() for part in parts], consumeErrors=True)
+        # what guests' connections have left behind
+        await self.hardware.stop()
         self._remove_directories()
         self._stopping = None
 

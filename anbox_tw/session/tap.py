@@ -18,7 +18,10 @@ from anbox_tw.network.systemd import notify
 from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.qemu.boot_properties import check_property
+from anbox_tw.qemu.camera_sources import parse_source
+from anbox_tw.qemu.outward import Allowance
 from anbox_tw.session.audio import DEFAULT_LATENCY_S, check_audio, check_microphone
+from anbox_tw.session.hardware import DEFAULT_CAMERAS, HardwareSettings
 from anbox_tw.session.host_clipboard import CLIPBOARDS, make_clipboard
 from anbox_tw.session.launchers import applications_directory
 from anbox_tw.session.manager import manager_connector
@@ -113,6 +116,13 @@ class Options(CommandOptions):
             f"{DEFAULT_LATENCY_S * 1000:g}",
             "Milliseconds of sound between the guest and the loudspeaker, as far as it is ours: 20 to 2000.",
         ],
+        [
+            "renderer",
+            None,
+            "",
+            "What draws for the guest's opengles: a client endpoint such as unix:/run/renderer.sock. [default: nothing]",
+        ],
+        ["boot-icon", None, "", "A picture for the guest's boot animation."],
         ["desktop_file_hint", None, "", "For desktop shells; " + LATER + "."],
     ]
 
@@ -136,6 +146,7 @@ class Options(CommandOptions):
             "Make a launcher in the desktop's menu for each application of the guest.",
         ],
         ["no-launchers", None, "Make none, whatever the configuration file says; the default."],
+        ["debug-pipes", None, "Serve the test pipes zero and pingpong."],
         ["use-system-dbus", None, "System instead of session bus; there is no D-Bus interface yet."],
         ["software-rendering", None, "Render without a GPU; " + LATER + "."],
         ["no-touch-emulation", None, "The mouse is a mouse; otherwise it is a finger."],
@@ -147,6 +158,7 @@ class Options(CommandOptions):
             "runtime-dir": usage.CompleteDirs(),
             "data-path": usage.CompleteDirs(),
             "image": usage.CompleteFiles(),
+            "boot-icon": usage.CompleteFiles(),
             "backend": usage.CompleteList(["process", "lxc"]),
         }
     )
@@ -157,6 +169,8 @@ class Options(CommandOptions):
         super().__init__()
         self.boot_properties: dict[str, str] = dict(DEFAULT_PROPERTIES)
         self.extra_properties: list[str] = []
+        self.cameras: dict[str, str] = dict(DEFAULT_CAMERAS)
+        self.allowed: list[Allowance] = []
 
     def opt_boot_property(self, text: str) -> None:
         """NAME=VALUE that the guest reads early in its boot; may be given more than once."""
@@ -171,6 +185,30 @@ class Options(CommandOptions):
         """NAME=VALUE for the guest's default.prop; may be given more than once."""
         name, value = _pair(text)
         self.extra_properties.append(f"{name}={value}")
+
+    def opt_camera(self, text: str) -> None:
+        """[back=|front=]SOURCE: test-pattern, none, image:PATH or video:PATH; back where neither is said.
+
+        [default: back=test-pattern, front=none]
+        """
+        direction, equals, source = text.partition("=")
+        if not equals or direction not in DEFAULT_CAMERAS:
+            direction, source = "back", text
+        try:
+            kind, path = parse_source(source)
+        except ConfigError as error:
+            raise usage.UsageError(f"--camera: {error}") from None
+        self.cameras[direction] = f"{kind}:{path}" if path else kind
+
+    def opt_allow_outward(self, text: str) -> None:
+        """What the guest may connect to on the host: tcp:PORT, tcp:HOST:PORT, unix:PATH; may be given more than once.
+
+        [default: nothing]
+        """
+        try:
+            self.allowed.append(Allowance.parse(text))
+        except ConfigError as error:
+            raise usage.UsageError(f"--allow-outward: {error}") from None
 
     def parseArgs(self, *args: str) -> None:
         """No arguments."""
@@ -200,7 +238,7 @@ class Options(CommandOptions):
             raise usage.UsageError(f"--backend {self['backend']}: there is process, and there is lxc")
         if self["image"] and self["rootfs"]:
             raise usage.UsageError("--image and --rootfs exclude each other")
-        for name in ("image", "rootfs", "data-path"):
+        for name in ("image", "rootfs", "data-path", "boot-icon"):
             if self[name] and self[name] != "host":
                 self[name] = os.path.abspath(self[name])
         self._window_size()
@@ -255,6 +293,13 @@ class Options(CommandOptions):
             audio=self["audio"],
             microphone=self["microphone"],
             audio_latency=self._audio_latency(),
+            hardware=HardwareSettings(
+                cameras=self.cameras,
+                renderer=self["renderer"],
+                boot_icon=self["boot-icon"],
+                allowed=tuple(self.allowed),
+                debug_pipes=bool(self["debug-pipes"]),
+            ),
         )
 
     def clipboard(self, reactor: Any) -> IClipboard:

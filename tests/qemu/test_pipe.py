@@ -18,8 +18,8 @@ from anbox_tw.interfaces import IConnectionCreator, IPipeService
 from anbox_tw.network import TrackedProtocol
 from anbox_tw.qemu._framing import encode_frame
 from anbox_tw.qemu.boot_properties import BootPropertiesService, check_property
+from anbox_tw.qemu.debug import PingPongService, ZeroService
 from anbox_tw.qemu.errors import PipeServiceExists, UnknownPipeService
-from anbox_tw.qemu.null import NullService
 from anbox_tw.qemu.pipe import IDENTIFICATION_TIMEOUT_S, PipeConnectionCreator
 from anbox_tw.qemu.registry import PipeServiceRegistry
 
@@ -92,7 +92,8 @@ class PipeTests(SynchronousTestCase):
 
     def test_interfaces(self) -> None:
         verifyObject(IConnectionCreator, self.creator)
-        verifyObject(IPipeService, NullService("x"))
+        verifyObject(IPipeService, ZeroService())
+        verifyObject(IPipeService, PingPongService())
         verifyObject(IPipeService, BootPropertiesService({}))
 
     def test_the_service_gets_argument_address_and_the_rest(self) -> None:
@@ -174,8 +175,8 @@ class RegistryTests(SynchronousTestCase):
         self.assertEqual(len(registry), 1)
         self.assertEqual(registry.find("a:b:c"), (service, "c"))
         with self.assertRaises(PipeServiceExists):
-            registry.register(NullService("a:b"))
-        registry.unregister(NullService("a:b"))
+            registry.register(Recording("a:b"))
+        registry.unregister(Recording("a:b"))
         self.assertEqual(len(registry), 1)
         registry.unregister(service)
         registry.unregister(service)
@@ -233,11 +234,3 @@ class BootPropertiesTests(SynchronousTestCase):
         ):
             with self.assertRaises(ConfigError):
                 BootPropertiesService({name: value})
-
-    def test_null_swallows(self) -> None:
-        protocol = NullService("qemud:hw-control").open("", GUEST)
-        assert isinstance(protocol, Protocol)
-        transport = Transport()
-        protocol.makeConnection(transport)
-        protocol.dataReceived(b"x" * 1000)
-        self.assertEqual(transport.value(), b"")

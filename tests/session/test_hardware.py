@@ -200,3 +200,35 @@ class HardwareTests(HardwareCase):
         await until(lambda: good.data == b"0003255")
         good.write(encode_frame(b"wake"))
         await until(lambda: good.data.endswith(b"wake"))
+
+    async def test_cameras(self) -> None:
+        await self.begin()
+        factory = await self.pipe("qemud:camera")
+        factory.write(b"list\0")
+        await until(lambda: b"name=anbox-back" in factory.data)
+        self.assertNotIn(b"dir=front", factory.data)
+        back = await self.pipe("qemud:camera:name=anbox-back")
+        # NV21, as the guest's HAL asks for preview
+        back.write(b"connect\0start dim=320x240 pix=825382478\0frame video=115200 preview=307200\0")
+        size = 2 * 11 + 8 + 3 + 115200 + 307200
+        await until(lambda: len(back.data) == size)
+        self.assertEqual(back.data[: 2 * 11 + 11], b"00000003ok\0" * 2 + b"%08x" % (3 + 422400) + b"ok:")
+        (camera, front) = await self.verb("camera.list")
+        self.assertEqual((camera["source"], camera["frames"], front["source"]), ("test-pattern", 1, "none"))
+        self.assertEqual(camera["capture"], {"size": "320x240", "format": "NV21"})
+        path = os.path.join(self.runtime, "a.ppm")
+        with open(path, "wb") as file:
+            file.write(b"P6 1 1 255\n\x40\x50\x60")
+        self.assertEqual(
+            (await self.verb("camera.set", camera="front", source=f"image:{path}"))["source"], f"image:{path}"
+        )
+        shown = await self.pipe("qemud:camera:name=anbox-front")
+        shown.write(b"connect\0start dim=176x144 pix=842093913\0frame video=0 preview=101376\0")
+        await until(lambda: shown.data.endswith(b"\x40\x50\x60\xff" * 100))
+        for camera_name, source, words in (
+            ("side", "none", "there is no camera 'side'"),
+            ("back", "image:relative", "is not absolute"),
+            ("back", "webcam", "is no camera"),
+            ("back", "video:/nonexistent", "cannot be read"),
+        ):
+            self.assertIn(words, await self.refused("camera.set", camera=camera_name, source=source))

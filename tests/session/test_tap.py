@@ -66,6 +66,26 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(settings.boot_properties["a"], "b=c")
         self.assertEqual(settings.extra_properties, ("x=1", "ro.anbox.no_decorations=1"))
 
+    def test_hardware(self) -> None:
+        hardware = self.parse().settings.hardware
+        self.assertEqual(dict(hardware.cameras), {"back": "test-pattern", "front": "none"})
+        self.assertEqual((hardware.allowed, hardware.renderer, hardware.boot_icon), ((), "", ""))
+        hardware = self.parse(
+            *("--camera", "none", "--camera", f"front=image:{os.path.relpath(__file__)}", "--debug-pipes"),
+            *("--allow-outward", "tcp:8000", "--allow-outward", "unix:/run/a", "--renderer", "unix:/run/gl"),
+            *("--boot-icon", "icon.png"),
+        ).settings.hardware
+        self.assertEqual(
+            dict(hardware.cameras), {"back": "none", "front": f"image:{os.path.abspath(__file__)}"}
+        )
+        self.assertEqual([each.kind for each in hardware.allowed], ["tcp", "unix"])
+        self.assertEqual(
+            (hardware.renderer, hardware.boot_icon), ("unix:/run/gl", os.path.abspath("icon.png"))
+        )
+        self.assertTrue(hardware.debug_pipes)
+        self.assertIn("is no camera", self.refused("--camera", "side=test-pattern"))
+        self.assertIn("allows nothing", self.refused("--allow-outward", "everything"))
+
     def test_the_originals_flags_are_taken(self) -> None:
         options = self.parse(
             *("--desktop_file_hint=x", "--single-window", "--window-size=800,600", "--use-system-dbus"),
