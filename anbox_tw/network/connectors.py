@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IAddress, IProtocol, IStreamClientEndpoi
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from anbox_tw.errors import ConfigError, NetworkError, NotRunning, PermissionRefused, TimedOut
 from anbox_tw.network._published import check_path
@@ -28,7 +29,14 @@ from anbox_tw.network._published import check_path
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
-__all__ = ["EndpointConnector", "RetryPolicy", "TcpConnector", "UnixConnector"]
+__all__ = [
+    "EndpointConnector",
+    "LoopbackEndpoint",
+    "RetryPolicy",
+    "TcpConnector",
+    "UnixConnector",
+    "tcp_client_endpoint",
+]
 
 # Peers here are on this host or one hop away; a connect that hangs longer is not answered at all.
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -270,6 +278,57 @@ class UnixConnector(EndpointConnector):
         super().__init__(reactor, endpoint, retry=retry, description=self.path)
 
 
+@implementer(IStreamClientEndpoint)
+class LoopbackEndpoint:
+    """This host's loopback: 127.0.0.1, and where nobody listens there, ``::1``.
+
+    ``localhost`` means both (RFC 6761, section 6.3), whatever the hosts file has; adb connects so too (AOSP
+    ``network_loopback_client``).
+
+    Args:
+        reactor: an IReactorTCP.
+        port: to connect to.
+        timeout: seconds for each of the two.
+    """
+
+    def __init__(self, reactor: Any, port: int, timeout: float = CONNECT_TIMEOUT_S) -> None:
+        self._first = TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=timeout)
+        self._second = TCP6ClientEndpoint(reactor, "::1", port, timeout=timeout)
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
+        """See ``IStreamClientEndpoint``; fails with what the first address said."""
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: Any) -> Any:
+        try:
+            return await self._first.connect(factory)
+        except ConnectError as refused:
+            try:
+                return await self._second.connect(factory)
+            except ConnectError:
+                raise refused from None
+
+
+def tcp_client_endpoint(
+    reactor: Any, host: str, port: int, *, timeout: float = CONNECT_TIMEOUT_S
+) -> IStreamClientEndpoint:
+    """What connects to a TCP port of a host.
+
+    Args:
+        reactor: an IReactorTCP.
+        host: an IPv4 or IPv6 address, ``localhost``, or a name.
+        port: to connect to.
+        timeout: seconds for one address.
+    """
+    if ":" in host:
+        return TCP6ClientEndpoint(reactor, host, port, timeout=timeout)
+    if host == "localhost":
+        return LoopbackEndpoint(reactor, port, timeout)
+    if host.replace(".", "").isdigit():
+        return TCP4ClientEndpoint(reactor, host, port, timeout=timeout)
+    return HostnameEndpoint(reactor, host, port, timeout=timeout)
+
+
 class TcpConnector(EndpointConnector):
     """Connects to a TCP port, with TCP_NODELAY; see `EndpointConnector`."""
 
@@ -297,13 +356,7 @@ class TcpConnector(EndpointConnector):
         if not 0 < port < 65536:
             raise ConfigError(f"{port} is no TCP port", "use 1 to 65535")
         self.host, self.port = host, port
-        endpoint: Any
-        if ":" in host:
-            endpoint = TCP6ClientEndpoint(reactor, host, port, timeout=timeout)
-        elif host.replace(".", "").isdigit():
-            endpoint = TCP4ClientEndpoint(reactor, host, port, timeout=timeout)
-        else:
-            endpoint = HostnameEndpoint(reactor, host, port, timeout=timeout)
+        endpoint = tcp_client_endpoint(reactor, host, port, timeout=timeout)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         super().__init__(reactor, endpoint, retry=retry, description=where)
 

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from anbox_tw.adb import _wire as wire
@@ -310,8 +311,9 @@ class ParsingTests(SynchronousTestCase):
             ({"ADB_SERVER_SOCKET": "tcp:localhost:7000"}, 7000, "127.0.0.1"),
             ({"ADB_SERVER_SOCKET": "tcp:8000"}, 8000, "127.0.0.1"),
         ):
-            endpoint: Any = server_endpoint(reactor, environment)
-            self.assertEqual((endpoint._port, endpoint._host), (port, host))
+            dialling = MemoryReactorClock()
+            server_endpoint(dialling, environment).connect(Factory())
+            self.assertEqual(dialling.tcpClients[0][:2], (host, port))
         self.assertIsInstance(
             server_endpoint(reactor, {"ADB_SERVER_SOCKET": "localfilesystem:/x"}), UNIXClientEndpoint
         )

@@ -214,6 +214,19 @@ class RealTests(NetworkTestCase):
         six = self.start(TcpListener(self.reactor, 0, DelegateCreator(lambda a: Recorder()), interface="::1"))
         await TcpConnector(self.reactor, "::1", six.get_port()).connect(Recorder)
 
+    async def test_localhost_is_both_loopbacks(self) -> None:
+        six = self.start(
+            TcpListener(
+                self.reactor, 0, DelegateCreator(lambda a: Recorder(lambda data: data)), interface="::1"
+            )
+        )
+        connector = TcpConnector(self.reactor, "localhost", six.get_port(), retry=RetryPolicy.once())
+        client = await connector.connect(Recorder)
+        client.transport.write(b"x")
+        await client.when_received(1)
+        nobody = TcpConnector(self.reactor, "localhost", free_port(), retry=RetryPolicy.once())
+        await self.assertFailure(nobody.connect(Recorder), NotRunning)
+
     async def test_tcp_nobody_there(self) -> None:
         connector = TcpConnector(self.reactor, "127.0.0.1", free_port(), retry=RetryPolicy.once())
         await self.assertFailure(connector.connect(Recorder), NotRunning)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -22,6 +22,7 @@ from anbox_tw.adb.keys import AdbKey
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.adb.transport import HostTransport
 from anbox_tw.errors import AdbError, PeerError, TimedOut
+from anbox_tw.network.connectors import tcp_client_endpoint
 
 __all__ = ["DirectLink", "ILink", "ServerLink", "SmartSocket", "server_endpoint"]
 
@@ -59,7 +60,7 @@ def server_endpoint(reactor: Any, environment: Mapping[str, str] | None = None) 
     port = port or env.get("ANDROID_ADB_SERVER_PORT", "") or "5037"
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise AdbError(f"{port!r} is no port for an adb server")
-    return TCP4ClientEndpoint(reactor, "127.0.0.1" if host == "localhost" else host, int(port), timeout=10)
+    return tcp_client_endpoint(reactor, host, int(port), timeout=10)
 
 
 class SmartSocket:

@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from anbox_tw.adb.client._errors import DeviceOffline, RemoteFailure
@@ -17,6 +16,7 @@ from anbox_tw.adb.client.streams import deferred, with_timeout
 from anbox_tw.adb.keys import AdbKey, load_user_keys
 from anbox_tw.adb.pairing import pair
 from anbox_tw.errors import AdbError
+from anbox_tw.network.connectors import tcp_client_endpoint
 
 __all__ = ["AdbClient", "DeviceInfo", "connect_device", "pair_device", "tcp_device_endpoint"]
 
@@ -216,7 +216,7 @@ def tcp_device_endpoint(reactor: Any, address: str) -> tuple[IStreamClientEndpoi
         host, port = address, str(DEFAULT_DEVICE_PORT)
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise AdbError(f"{address!r} is not HOST[:PORT]")
-    return HostnameEndpoint(reactor, host.strip("[]"), int(port)), f"{host}:{port}"
+    return tcp_client_endpoint(reactor, host.strip("[]"), int(port)), f"{host}:{port}"
 
 
 def connect_device(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from anbox_tw.adb.daemon._fds import FdReader, FdWriter
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.errors import AdbError
+from anbox_tw.network.connectors import LoopbackEndpoint
 
 __all__ = ["DeviceFile", "Inner", "SocketStream", "connect_stream", "parse_local", "parse_tcp_port"]
 
@@ -154,8 +155,8 @@ def parse_local(kind: str, name: str) -> str:
 
 
 def tcp_endpoint(reactor: Any, port: int) -> IStreamClientEndpoint:
-    """The device's own loopback."""
-    return TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=CONNECT_TIMEOUT_S)
+    """The device's own loopback, IPv4 and then IPv6."""
+    return LoopbackEndpoint(reactor, port, CONNECT_TIMEOUT_S)
 
 
 def unix_endpoint(reactor: Any, address: str) -> IStreamClientEndpoint:

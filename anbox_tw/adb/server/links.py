@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IProtocol
@@ -24,6 +23,7 @@ from anbox_tw.adb.server.specs import parse_spec
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.adb.transport import HostTransport
 from anbox_tw.errors import AnboxError
+from anbox_tw.network.connectors import tcp_client_endpoint
 
 __all__ = ["CONNECT_WAIT_S", "EMULATOR_PORTS", "DeviceLinks", "split_address"]
 
@@ -134,10 +134,10 @@ class DeviceLinks:
         if known is not None and known.transport is not None:
             return f"already connected to {serial}"
         try:
-            name = host.encode("ascii" if ":" in host else "idna")
+            host.encode("ascii" if ":" in host else "idna")
         except UnicodeError:
             return f"failed to resolve host: '{host}': Name or service not known"
-        endpoint = HostnameEndpoint(self._reactor, name, port, timeout=CONNECT_WAIT_S)
+        endpoint = tcp_client_endpoint(self._reactor, host, port, timeout=CONNECT_WAIT_S)
         transport = self._make_transport()
         try:
             await self._dial(endpoint, transport)
@@ -225,7 +225,7 @@ class DeviceLinks:
 
     async def connect_emulator(self, port: int, console_port: int | None = None) -> str | None:
         """Connect to an emulator; returns why not, or ``None``."""
-        endpoint = HostnameEndpoint(self._reactor, self._host.encode(), port, timeout=EMULATOR_TIMEOUT_S)
+        endpoint = tcp_client_endpoint(self._reactor, self._host, port, timeout=EMULATOR_TIMEOUT_S)
         transport = self._make_transport()
         try:
             await self._dial(endpoint, transport)

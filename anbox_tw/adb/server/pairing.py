@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.logger import Logger
 
 from anbox_tw.adb.keys import AdbKey
@@ -16,6 +15,7 @@ from anbox_tw.adb.server.errors import RequestFailed
 from anbox_tw.adb.server.known_hosts import KnownHosts
 from anbox_tw.adb.server.links import split_address
 from anbox_tw.errors import AnboxError
+from anbox_tw.network.connectors import tcp_client_endpoint
 
 __all__ = ["Pairer"]
 
@@ -70,7 +70,7 @@ class Pairer:
         host, port = place
         if not code:
             return fail(_WRONG)
-        endpoint = HostnameEndpoint(self._reactor, host.encode("utf-8"), port, timeout=CONNECT_TIMEOUT_S)
+        endpoint = tcp_client_endpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT_S)
         try:
             guid = await pair(self._reactor, endpoint, code, self._key)
         except PairingNotStarted as error:

@@ -6,7 +6,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.endpoints import (
-    HostnameEndpoint,
     TCP4ServerEndpoint,
     TCP6ServerEndpoint,
     UNIXClientEndpoint,
@@ -15,6 +14,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from anbox_tw.adb.server.errors import RequestFailed
+from anbox_tw.network.connectors import tcp_client_endpoint
 
 __all__ = ["HostSpec", "parse_spec"]
 
@@ -57,8 +57,9 @@ class HostSpec:
     def client_endpoint(self, reactor: Any) -> IStreamClientEndpoint:
         """What a reverse forward connects to."""
         if self.kind == "tcp":
-            host = "127.0.0.1" if self.host in ("", "localhost") else self.host
-            return HostnameEndpoint(reactor, host.encode(), self.port, timeout=CONNECT_TIMEOUT_S)
+            return tcp_client_endpoint(
+                reactor, self.host or "localhost", self.port, timeout=CONNECT_TIMEOUT_S
+            )
         address = f"\0{self.path}" if self.kind == "abstract" else self.path
         return UNIXClientEndpoint(reactor, address, timeout=CONNECT_TIMEOUT_S)
 

@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
@@ -60,12 +60,14 @@ class BadDevice(Protocol):
 
 
 class Adb36Matrix(ServerTestCase):
-    async def second(self) -> str:
+    async def second(self, interface: str = "127.0.0.1") -> str:
         """Another good device; its serial."""
         daemon = AdbDaemon(reactor)
         factory = Factory()
         factory.buildProtocol = lambda _: daemon.build_transport()  # type: ignore[method-assign,assignment]
-        listening = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(factory)
+        listening = await serverFromString(
+            reactor, f"tcp:0:interface={quoteStringArgument(interface)}"
+        ).listen(factory)
 
         async def stop() -> None:
             await listening.stopListening()
@@ -237,6 +239,13 @@ class Adb36Matrix(ServerTestCase):
         handle = device.transport.transport.socket  # type: ignore[union-attr]
         for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 10)):
             self.assertEqual(handle.getsockopt(socket.IPPROTO_TCP, option), value)
+
+    async def test_localhost_is_ipv6_too(self) -> None:
+        # AOSP's test_adb.py, test_connect_ipv4_ipv6
+        await self.connected()
+        serial = await self.second("::1")
+        self.assertIn(serial, [device.serial for device in self.server.devices])
+        self.assertEqual(await self.server.links.connect(serial), f"already connected to {serial}")
 
     async def test_two_connects_at_once_make_one_device(self) -> None:
         await self.attach()
