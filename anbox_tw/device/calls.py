@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from anbox_tw.device.errors import BadValue, Refused, UnknownName
-from anbox_tw.device.part import Part
+from anbox_tw.device.part import Change, Part
 from anbox_tw.device.phone import Phone
 
 __all__ = ["MAX_CALLS", "Call", "CallDirection", "CallState", "Calls", "CallsState", "check_number"]
@@ -126,6 +126,11 @@ class Calls(Part[CallsState]):
         self._phone = phone
         self._clock = clock
         self._timers: dict[int, Any] = {}
+        phone.observe(self._phone_changed)
+
+    def _phone_changed(self, change: Change) -> None:
+        if "radio" in change.fields and not change.value.radio:
+            self._keep(())
 
     def use_clock(self, clock: Any) -> None:
         """Take ``clock`` unless there is one already."""

@@ -68,12 +68,11 @@ class MessagesState:
     Attributes:
         incoming: to the guest, the oldest first.
         outgoing: from the guest, the oldest first.
-        service_centre: number of the service centre that delivers.
+        count: how many there were.
     """
 
     incoming: tuple[Message, ...] = attrs.field(default=(), validator=_are_messages)
     outgoing: tuple[Message, ...] = attrs.field(default=(), validator=_are_messages)
-    service_centre: str = "+10000000"
     count: int = attrs.field(default=0, validator=in_range(0, 1 << 53))
 
 

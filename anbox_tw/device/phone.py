@@ -301,7 +301,8 @@ class Phone(Part[PhoneState]):
     def set_speed(self, speed: str) -> None:
         """Have the data network's type follow the network's speed, a name of `SPEED_TYPES`; others change nothing."""
         if speed in SPEED_TYPES:
-            self.update(network_type=SPEED_TYPES[speed])
+            kind = SPEED_TYPES[speed]
+            self.update(network_type=kind, technology="lte" if kind == "lte" else "gsm")
 
     # -- SIM card --
 

@@ -11,6 +11,7 @@ __all__ = [
     "IdentificationError",
     "PipeServiceExists",
     "QueryError",
+    "SlowGuest",
     "UnknownPipeService",
 ]
 
@@ -55,3 +56,9 @@ class CameraError(PipeError):
     """A camera source cannot show what it should."""
 
     default_code = "ANBOX-Q007"
+
+
+class SlowGuest(PipeError, PeerError):
+    """The guest does not read what it is told, and that must not be lost."""
+
+    default_code = "ANBOX-Q008"

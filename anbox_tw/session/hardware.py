@@ -19,6 +19,7 @@ from anbox_tw.qemu.camera_sources import make_source
 from anbox_tw.qemu.debug import PingPongService, ZeroService
 from anbox_tw.qemu.fingerprint import FingerprintService
 from anbox_tw.qemu.gps import GpsService
+from anbox_tw.qemu.gsm import GsmService
 from anbox_tw.qemu.hw_control import HwControlService
 from anbox_tw.qemu.opengles import OpenGlesService
 from anbox_tw.qemu.outward import Allowance, TcpOutward, UnixOutward
@@ -88,6 +89,7 @@ class Hardware:
         self.gps = GpsService(device.location, reactor)
         self.hw_control = HwControlService(device.display)
         self.fingerprint = FingerprintService(device.fingerprint)
+        self.gsm = GsmService(device)
         self.route = RoutePlayer(reactor, device.location)
         self._reactor = reactor
         self.camera = CameraService(
@@ -102,6 +104,7 @@ class Hardware:
             self.gps,
             self.hw_control,
             self.fingerprint,
+            self.gsm,
             self.camera,
             self.opengles,
             *self.outward,

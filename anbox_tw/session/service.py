@@ -322,6 +322,8 @@ class SessionService(Service):
         except Exception:
             self._give_up(begun)
             raise
+        # The emulator's phone numbers end with the console's port.
+        self.device.phone.update(number=f"1555521{self.adb.port - 1:04d}"[-15:])
         super().startService()
         self.started_at = time.time()
         if self.settings.standalone:
