@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import importlib.util
 import json
 import os
@@ -32,6 +33,7 @@ METHOD = "/anbox.Echo/Say"
 
 CONTESTANTS = {
     "anbox_tw.rpc": "twisted",
+    "anbox_tw.rpc, anbox-epoll": "twisted",
     "anbox_tw.rpc, plain socket as client": "twisted",
     "grpcio": "grpc",
     "grpcio aio": "grpc",
@@ -296,6 +298,7 @@ def call_grpclib(path: str, calls: int, outstanding: int) -> Times:
 
 SERVERS = {
     "anbox_tw.rpc": serve_ours,
+    "anbox_tw.rpc, anbox-epoll": serve_ours,
     "anbox_tw.rpc, plain socket as client": serve_ours,
     "grpcio": serve_grpcio,
     "grpcio aio": serve_grpcio_aio,
@@ -303,6 +306,7 @@ SERVERS = {
 }
 CLIENTS = {
     "anbox_tw.rpc": call_ours,
+    "anbox_tw.rpc, anbox-epoll": call_ours,
     "anbox_tw.rpc, plain socket as client": call_plain,
     "grpcio": call_grpcio,
     "grpcio aio": call_grpcio_aio,
@@ -476,6 +480,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--outstanding", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if "anbox-epoll" in (arguments.server or arguments.client or ""):
+        importlib.import_module("anbox_tw.network.epoll").install()
     if arguments.server:
         SERVERS[arguments.server](arguments.path)
     elif arguments.client:

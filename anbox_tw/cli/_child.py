@@ -23,10 +23,10 @@ TAIL_BYTES = 16384
 
 
 def twistd_command(name: str, *options: str) -> list[str]:
-    """The command line that runs ``twistd -n NAME OPTIONS`` with this Python."""
+    """The command line that runs ``twistd -n NAME OPTIONS`` with this Python, on our reactor."""
     script = Path(sys.executable).parent / "twistd"
     start = [sys.executable, str(script)] if script.exists() else [sys.executable, "-c", RUN_TWISTD]
-    return [*start, "-n", "--pidfile=", name, *options]
+    return [*start, "-n", "--pidfile=", "--reactor=anbox-epoll", name, *options]
 
 
 RUN_TWISTD = "from twisted.scripts.twistd import run; run()"

@@ -92,9 +92,10 @@ class Dispatcher:
         except DecodeError as error:
             raise BadParameters(f"the parameters of {method_name[:128]} cannot be parsed: {error}") from None
         result = handler(request, peer)
-        if isinstance(result, Coroutine):
-            return Deferred.fromCoroutine(result), cancel
         if result is None or isinstance(result, (Message, Deferred)):
             return result, cancel
+        # last: the question to an abstract class costs as much as the parsing of a small message
+        if isinstance(result, Coroutine):
+            return Deferred.fromCoroutine(result), cancel
         self._log.error("the handler of {method} returned {result!r}", method=method_name, result=result)
         raise TypeError(f"the handler of {method_name} returned no message")
