@@ -34,6 +34,11 @@ COMMANDS = {
         "clipboard",
         "Read and set the clipboard that host and guest share.",
     ),
+    "scenario": (
+        "anbox_tw.cli.scenario",
+        "scenario",
+        "Play what happens to the device from a file: a drive, a day, a call.",
+    ),
     "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
     "doctor": (
         "anbox_tw.cli.doctor",

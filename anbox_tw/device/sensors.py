@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import attrs
 
@@ -101,19 +102,52 @@ class Sensors(Part[SensorValues]):
             SensorDisabled: the device does not have it.
             BadValue: too many values, or one that is not finite.
         """
+        new = self._checked(name, values)
+        if new != self.state.values[name]:
+            self.replace(SensorValues({**self.state.values, name: new}))
+            self.emit("sensor", name)
+
+    def _checked(self, name: str, values: Iterable[float | None]) -> tuple[float, ...]:
         old = self.get(name)
         given = list(values)
         if len(given) > len(old):
             raise BadValue(f"the sensor {name} has {len(old)} value(s), not {len(given)}")
-        new = tuple(
-            before if position >= len(given) or given[position] is None else float(given[position])  # type: ignore[arg-type]
-            for position, before in enumerate(old)
-        )
-        if not all(math.isfinite(value) for value in new):
-            raise BadValue(f"the sensor {name} measures finite numbers")
-        if new != old:
-            self.replace(SensorValues({**self.state.values, name: new}))
-            self.emit("sensor", name)
+        new = []
+        for position, before in enumerate(old):
+            value = given[position] if position < len(given) else None
+            if value is None:
+                new.append(before)
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise BadValue(f"the sensor {name} measures finite numbers, not {value!r}")
+            else:
+                new.append(float(value))
+        return tuple(new)
+
+    def update(self, **changes: Any) -> SensorValues:
+        """``update(values={name: [..]})`` sets these sensors and leaves the others; all or none.
+
+        Raises:
+            UnknownName: there is no other field, or no such sensor.
+            SensorDisabled: as `set`.
+            BadValue: as `set`.
+        """
+        values = changes.pop("values", {})
+        if changes:
+            raise UnknownName(f"sensors has no {min(changes)!r}", "it has values")
+        if not isinstance(values, Mapping):
+            raise BadValue("sensors: values are a table of names and lists of numbers")
+        before = self.state
+        given = {}
+        for name, numbers in values.items():
+            one = [numbers] if isinstance(numbers, int | float) else numbers
+            if isinstance(one, str) or not isinstance(one, Iterable):
+                raise BadValue(f"the sensor {name} measures numbers, not {numbers!r}")
+            given[name] = self._checked(name, one)
+        self.replace(SensorValues({**before.values, **given}))
+        for name, new in given.items():
+            if new != before.values[name]:
+                self.emit("sensor", name)
+        return self.state
 
     def _check(self, name: str) -> None:
         if name not in SENSORS:

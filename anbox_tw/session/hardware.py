@@ -25,7 +25,7 @@ from anbox_tw.qemu.opengles import OpenGlesService
 from anbox_tw.qemu.outward import Allowance, TcpOutward, UnixOutward
 from anbox_tw.qemu.sensors import SensorsService
 from anbox_tw.session.phone_verbs import PhoneVerbs
-from anbox_tw.session.players import RoutePlayer
+from anbox_tw.session.players import RoutePlayer, ScenarioPlayer
 from anbox_tw.session.verbs import DeviceVerbs
 
 __all__ = ["Hardware", "HardwareSettings"]
@@ -71,6 +71,7 @@ class Hardware:
     Attributes:
         services: for the registry of pipe services.
         route: plays routes.
+        scenario: plays scenarios.
     """
 
     _log = Logger()
@@ -90,7 +91,12 @@ class Hardware:
         self.hw_control = HwControlService(device.display)
         self.fingerprint = FingerprintService(device.fingerprint)
         self.gsm = GsmService(device)
-        self.route = RoutePlayer(reactor, device.location)
+        self.route = RoutePlayer(
+            reactor, device.location, lambda state, reason: self._tell("route", state, reason)
+        )
+        self.scenario = ScenarioPlayer(
+            reactor, device, lambda state, reason: self._tell("scenario", state, reason)
+        )
         self._reactor = reactor
         self.camera = CameraService(
             reactor,
@@ -122,13 +128,14 @@ class Hardware:
         """Add the verbs of the hardware."""
         from anbox_tw.session.hardware_verbs import HardwareVerbs
 
-        HardwareVerbs(self).register(verbs)
+        self.scenario.verbs = verbs
+        verbs.register_methods(HardwareVerbs(self))
         verbs.register_methods(PhoneVerbs(self.device))
 
     def stop(self) -> Deferred[None]:
         """End what plays, and the calls; fires when it has ended. Guests' connections are closed already."""
         relays = [self.opengles.connections, *(each.connections for each in self.outward)]
-        for part in (self.route, self.device.calls, self.device.phone):
+        for part in (self.scenario, self.route, self.device.calls, self.device.phone):
             part.stop()
         stopping: Deferred[Any] = gatherResults(
             [self.camera.stop(), *(each.close_all("the session ends") for each in relays)],

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from anbox_tw.device import SENSORS, BadValue, Fix
 from anbox_tw.session.errors import BadRequest
 from anbox_tw.session.players import read_text
-from anbox_tw.session.verbs import DeviceVerbs
 
 if TYPE_CHECKING:
     from anbox_tw.session.hardware import Hardware
@@ -29,10 +28,6 @@ class HardwareVerbs:
     def __init__(self, hardware: Hardware) -> None:
         self._hardware = hardware
         self._device = hardware.device
-
-    def register(self, verbs: DeviceVerbs) -> None:
-        """Add all of them."""
-        verbs.register_methods(self)
 
     # -- sensors --
 
@@ -134,12 +129,10 @@ class HardwareVerbs:
         Returns:
             As ``geo.status``.
         """
-        if bool(path) == bool(text):
-            raise BadRequest("geo.route: give either a path or a text")
         for name, value in (("rate", rate), ("speed", speed), ("factor", factor)):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BadRequest(f"geo.route: the {name} must be a number")
-        read = await read_text(path) if path else text
+        read = await self._text("geo.route", path, text)
         self._hardware.route.play_text(
             read, format=format, rate=rate, speed=speed, factor=factor, repeat=repeat
         )
@@ -216,3 +209,60 @@ class HardwareVerbs:
             raise BadRequest(f"camera.set: the path {path!r} is not absolute")
         found.source = self._hardware.make_camera_source(source)
         return found.describe()
+
+    # -- scenarios --
+
+    async def scenario_start(
+        self, path: str = "", text: str = "", format: str = "", factor: float = 1.0, repeat: bool = False
+    ) -> dict[str, Any]:
+        """Play a scenario; one that plays is replaced, and nothing is when it has a mistake.
+
+        Args:
+            path: absolute, of a TOML or JSON-lines file.
+            text: of such a file, instead of a path.
+            format: ``toml`` or ``jsonl``; found out when it is empty.
+            factor: 2 plays twice as fast.
+            repeat: begin again at its end.
+
+        Returns:
+            As ``scenario.status``.
+        """
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise BadRequest("scenario.start: the factor must be a number")
+        read = await self._text("scenario.start", path, text)
+        self._hardware.scenario.play_text(read, format=format, factor=factor, repeat=repeat)
+        return self.scenario_status()
+
+    async def scenario_check(self, path: str = "", text: str = "", format: str = "") -> dict[str, Any]:
+        """See whether a scenario could be played: ``name``, ``steps``, ``duration`` in seconds; an error names the lines."""
+        scenario = self._hardware.scenario.read(await self._text("scenario.check", path, text), format)
+        return {
+            "name": scenario.name,
+            "steps": sum(step.times for step in scenario.steps),
+            "duration": scenario.duration,
+        }
+
+    def scenario_stop(self) -> dict[str, Any]:
+        """End it; the device stays as it is. Returns as ``scenario.status``."""
+        self._hardware.scenario.stop()
+        return self.scenario_status()
+
+    def scenario_pause(self) -> dict[str, Any]:
+        """Hold it. Returns as ``scenario.status``."""
+        self._hardware.scenario.pause()
+        return self.scenario_status()
+
+    def scenario_resume(self) -> dict[str, Any]:
+        """Go on after ``scenario.pause``. Returns as ``scenario.status``."""
+        self._hardware.scenario.resume()
+        return self.scenario_status()
+
+    def scenario_status(self) -> dict[str, Any]:
+        """``state`` (none, playing, paused, finished, stopped), ``position`` and ``duration`` in seconds, ``name``, ``steps``,
+        ``done``, ``failed`` and the last ``errors``."""
+        return self._hardware.scenario.status()
+
+    async def _text(self, verb: str, path: str, text: str) -> str:
+        if bool(path) == bool(text):
+            raise BadRequest(f"{verb}: give either a path or a text")
+        return await read_text(path) if path else text

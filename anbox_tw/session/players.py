@@ -1,4 +1,4 @@
-"""What plays on the device by itself: routes."""
+"""What plays on the device by itself: routes and scenarios."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from anbox_tw.device import BadValue, Fix, Location
+from anbox_tw.device import BadValue, Device, Fix, Location
 from anbox_tw.device.route import RoutePoint, parse_route, positions, timed
+from anbox_tw.device.scenario import Scenario, Step, apply_changes, parse_scenario
 from anbox_tw.device.timeline import Timeline, TimelineResult
+from anbox_tw.errors import AnboxError
 from anbox_tw.session.errors import BadRequest
+from anbox_tw.session.verbs import DeviceVerbs
 
-__all__ = ["MAX_FILE_BYTES", "Player", "RoutePlayer", "read_text"]
+__all__ = ["MAX_FILE_BYTES", "Player", "RoutePlayer", "ScenarioPlayer", "read_text"]
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 """Of a route or scenario: `MAX_POINTS` points of GPX."""
+
+MAX_FACTOR = 1000.0
+"""At which a day takes a minute and a half."""
+
+MAX_ERRORS = 20
+"""Kept and told of one scenario."""
 
 MAX_RATE_HZ = 100.0
 """Positions per second; receivers make 1 to 20."""
@@ -60,12 +70,17 @@ def _read(path: str) -> str:
 
 
 class Player:
-    """One timeline at a time: the next one replaces the former."""
+    """One timeline at a time: the next one replaces the former.
+
+    Args:
+        tell: called with state and reason when it begins, holds, goes on and ends.
+    """
 
     what = ""
     _log = Logger()
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str, str], object] = lambda state, reason: None) -> None:
+        self._tell = tell
         self.timeline: Timeline | None = None
         self.duration = 0.0
 
@@ -76,6 +91,7 @@ class Player:
         self.timeline = timeline
         self.duration = duration
         timeline.when_done().addCallback(self._ended)
+        self._tell("playing", "")
         timeline.start()
 
     def pause(self) -> None:
@@ -85,6 +101,7 @@ class Player:
             BadRequest: nothing plays.
         """
         self._playing().pause()
+        self._tell("paused", "")
 
     def resume(self) -> None:
         """Go on after `pause`.
@@ -92,7 +109,9 @@ class Player:
         Raises:
             BadRequest: nothing plays.
         """
-        self._playing().start()
+        timeline = self._playing()
+        self._tell("playing", "")
+        timeline.start()
 
     def stop(self) -> None:
         """End what plays; harmless when nothing does."""
@@ -126,6 +145,7 @@ class Player:
             done=result.done,
             failed=result.failed,
         )
+        self._tell("finished" if result.finished else "stopped", result.reason)
 
 
 class RoutePlayer(Player):
@@ -134,12 +154,18 @@ class RoutePlayer(Player):
     Args:
         reactor: tells the time.
         location: of the device.
+        tell: as that of any player.
     """
 
     what = "route"
 
-    def __init__(self, reactor: Any, location: Location) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        reactor: Any,
+        location: Location,
+        tell: Callable[[str, str], object] = lambda state, reason: None,
+    ) -> None:
+        super().__init__(tell)
         self._reactor = reactor
         self._location = location
 
@@ -166,7 +192,7 @@ class RoutePlayer(Player):
         Raises:
             BadValue: an argument does not fit.
         """
-        for name, value, most in (("rate", rate, MAX_RATE_HZ), ("factor", factor, 1000.0)):
+        for name, value, most in (("rate", rate, MAX_RATE_HZ), ("factor", factor, MAX_FACTOR)):
             if not 0 < value <= most:
                 raise BadValue(f"the {name} is above 0 and at most {most:g}, not {value!r}")
         if not 0 <= speed <= 20_000:
@@ -195,3 +221,105 @@ class RoutePlayer(Player):
 
     def _step(self, fix: Fix) -> Callable[[], object]:
         return lambda: self._location.set_fix(fix)
+
+
+class ScenarioPlayer(Player):
+    """Plays scenarios on the device.
+
+    A step that fails is logged with its line, counted and kept in the status; the others are played all the same. A verb that
+    takes its time does not hold up the next step.
+
+    Args:
+        reactor: tells the time.
+        device: what steps with ``set`` change.
+        tell: as that of any player.
+
+    Attributes:
+        verbs: what steps with ``do`` run.
+    """
+
+    what = "scenario"
+
+    def __init__(self, reactor: Any, device: Device, tell: Callable[[str, str], object]) -> None:
+        super().__init__(tell)
+        self._reactor = reactor
+        self._device = device
+        self.verbs: DeviceVerbs | None = None
+        self.scenario: Scenario | None = None
+        self._errors: list[str] = []
+        self._failed = 0
+
+    def read(self, text: str, format: str = "") -> Scenario:
+        """Read a scenario and see that it can be played.
+
+        Raises:
+            BadValue: it cannot; the message names the lines.
+        """
+        scenario = parse_scenario(text, format)
+        assert self.verbs is not None
+        wrong = scenario.check(self.verbs.check)
+        if wrong:
+            more = f", and {len(wrong) - MAX_ERRORS} more" if len(wrong) > MAX_ERRORS else ""
+            raise BadValue("; ".join(wrong[:MAX_ERRORS]) + more)
+        return scenario
+
+    def play_text(self, text: str, *, format: str = "", factor: float = 1.0, repeat: bool = False) -> None:
+        """Play a scenario from its text; the one that plays is replaced.
+
+        Args:
+            text: as `anbox_tw.device.scenario.parse_scenario` reads it.
+            format: of the text; found out when it is empty.
+            factor: 2 is twice as fast.
+            repeat: begin again after the last step, for ever.
+
+        Raises:
+            BadValue: it cannot be played.
+        """
+        if not 0 < factor <= MAX_FACTOR:
+            raise BadValue(f"the factor is above 0 and at most {MAX_FACTOR:g}, not {factor!r}")
+        scenario = self.read(text, format)
+        if repeat and scenario.duration <= 0:
+            raise BadValue("a scenario that takes no time cannot be repeated")
+        self.stop()
+        self.scenario = scenario
+        self._errors.clear()
+        self._failed = 0
+        self.play(Timeline(self._reactor, self._steps(scenario, repeat), speed=factor), scenario.duration)
+
+    def status(self) -> dict[str, Any]:
+        """As that of any player, with ``name``, ``steps`` and the last ``errors``."""
+        found = super().status()
+        if self.scenario is not None and self.timeline is not None:
+            found["name"] = self.scenario.name
+            found["steps"] = sum(step.times for step in self.scenario.steps)
+            found["failed"] = self._failed
+            found["errors"] = list(self._errors)
+        return found
+
+    def _steps(self, scenario: Scenario, repeat: bool) -> Iterator[tuple[float, Callable[[], object]]]:
+        for number in itertools.count() if repeat else (0,):
+            for at, step in scenario.occurrences():
+                yield number * scenario.duration + at, self._step(step)
+
+    def _step(self, step: Step) -> Callable[[], object]:
+        def act() -> None:
+            work = ensureDeferred(self._run(step))
+            work.addErrback(self._step_failed, step)
+
+        return act
+
+    async def _run(self, step: Step) -> None:
+        if step.verb:
+            assert self.verbs is not None
+            await self.verbs.run(step.verb, step.arguments)
+        else:
+            apply_changes(self._device, step.changes)
+
+    def _step_failed(self, failure: Failure, step: Step) -> None:
+        self._failed += 1
+        error = failure.value
+        if isinstance(error, AnboxError):
+            self._log.warn("The scenario's {where} failed: {error}", where=step.where, error=error)
+        else:
+            self._log.failure("The scenario's {where} failed", failure, where=step.where)
+        self._errors = [*self._errors, f"{step.where}: {error}"][-MAX_ERRORS:]

@@ -58,12 +58,11 @@ class DeviceVerbs:
             if group and verb:
                 self.register(f"{group}.{verb}", method)
 
-    async def run(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Run a verb.
+    def check(self, name: str, arguments: Mapping[str, Any]) -> Verb:
+        """See that there is such a verb and that these are its arguments, and run nothing; returns the verb.
 
         Raises:
-            BadRequest: there is no such verb, or these are not its arguments.
-            anbox_tw.errors.AnboxError: what the verb itself raised.
+            BadRequest: there is none, or they are not.
         """
         verb = self._verbs.get(name)
         if verb is None:
@@ -72,7 +71,16 @@ class DeviceVerbs:
             inspect.signature(verb).bind(**arguments)
         except TypeError as error:
             raise BadRequest(f"{name}: {error}") from error
-        result = verb(**arguments)
+        return verb
+
+    async def run(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Run a verb.
+
+        Raises:
+            BadRequest: there is no such verb, or these are not its arguments.
+            anbox_tw.errors.AnboxError: what the verb itself raised.
+        """
+        result = self.check(name, arguments)(**arguments)
         if isinstance(result, Deferred) or inspect.isawaitable(result):
             result = await result
         return result

@@ -232,3 +232,65 @@ class HardwareTests(HardwareCase):
             ("back", "video:/nonexistent", "cannot be read"),
         ):
             self.assertIn(words, await self.refused("camera.set", camera=camera_name, source=source))
+
+    async def test_scenarios(self) -> None:
+        await self.begin()
+        device = self.session.device
+        self.assertEqual(await self.verb("scenario.status"), {"state": "none"})
+        text = """
+            {"name": "a day"}
+            {"at": 0, "set": {"battery": {"capacity": 40, "ac": false}}}
+            {"at": 1, "do": "sensor.set", "name": "light", "values": [7]}
+            {"at": 2, "do": "finger.touch", "finger": 4}
+            {"at": 3, "do": "geo.fix", "longitude": 500, "latitude": 0}
+            {"at": 3, "do": "call.in", "number": "5551"}
+            {"at": 3600, "set": {"battery": {"capacity": 39}}}
+        """
+        self.assertEqual(
+            await self.verb("scenario.check", text=text), {"name": "a day", "steps": 6, "duration": 3600}
+        )
+        self.assertEqual(device.battery.state.capacity, 100)
+        status = await self.verb("scenario.start", text=text, factor=1000)
+        self.assertEqual((status["state"], status["done"], device.battery.state.capacity), ("playing", 1, 40))
+        await until(lambda: self.session.hardware.scenario.status()["state"] == "finished")
+        status = await self.verb("scenario.status")
+        self.assertEqual((status["done"], status["failed"], status["position"]), (6, 1, 3600))
+        self.assertIn("line 6: geo.fix: longitude must be", status["errors"][0])
+        self.assertEqual(
+            (device.battery.state.capacity, device.sensors.get("light"), device.fingerprint.state.finger),
+            (39, (7.0,), 4),
+        )
+        self.assertEqual([call["number"] for call in await self.verb("call.list")], ["5551"])
+        told = [(name, detail) for kind, name, detail in self.events if kind == "scenario"]
+        self.assertEqual(told, [("playing", ""), ("finished", "all was played")])
+
+        path = os.path.join(self.runtime, "a.toml")
+        with open(path, "w") as file:
+            file.write('[[step]]\nat = 1000\ndo = "finger.remove"\n')
+        await self.verb("scenario.start", path=path, repeat=True)
+        self.assertEqual((await self.verb("scenario.pause"))["state"], "paused")
+        self.assertEqual((await self.verb("scenario.resume"))["state"], "playing")
+        for arguments, words in (
+            ({}, "either a path or a text"),
+            ({"text": "x ="}, "line 1: no TOML"),
+            ({"text": '{"at": 1, "do": "warp.go"}'}, "line 1: the device knows no 'warp.go'"),
+            ({"text": '{"at": 1, "do": "geo.fix"}'}, "line 1: geo.fix: missing a required argument"),
+            ({"text": '{"at": 1, "do": "finger.remove"}', "factor": 0}, "factor is above 0"),
+            ({"text": '{"at": 1, "do": "finger.remove"}', "factor": "2"}, "factor must be a number"),
+            ({"text": '{"at": 0, "do": "finger.remove"}', "repeat": True}, "takes no time"),
+        ):
+            self.assertIn(words, await self.refused("scenario.start", **arguments))
+        # what was wrong has replaced nothing
+        self.assertEqual((await self.verb("scenario.status"))["state"], "playing")
+        self.assertEqual((await self.verb("scenario.stop"))["state"], "stopped")
+        self.assertIn("no scenario plays", await self.refused("scenario.resume"))
+        await self.verb("scenario.start", path=path)
+
+    async def test_a_step_with_a_bug_does_not_end_the_scenario(self) -> None:
+        await self.begin()
+        self.session.verbs.register("broken.verb", lambda: 1 / 0)
+        lines = '{"at": 0, "do": "broken.verb"}\n' * 25 + '{"at": 0, "do": "finger.touch"}'
+        status = await self.verb("scenario.start", text=lines)
+        self.assertEqual((status["state"], status["failed"], len(status["errors"])), ("finished", 25, 20))
+        self.assertEqual(self.session.device.fingerprint.state.finger, 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 25)
