@@ -30,6 +30,8 @@ need Xvfb xvfb
 need xclip xclip
 need xsel xsel
 need git git
+need pulseaudio pulseaudio
+need pacat pulseaudio-utils
 need ps procps
 need ffmpeg ffmpeg
 [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev"

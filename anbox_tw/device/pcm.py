@@ -62,7 +62,8 @@ class PcmFormat:
 
     def bytes_of(self, seconds: float) -> int:
         """Bytes of whole frames that last ``seconds``, rounded down."""
-        return int(seconds * self.rate) * self.frame_bytes
+        # 0.29 s of 100 frames a second are 29 of them, not 28.999999999999996
+        return int(seconds * self.rate + 1e-6) * self.frame_bytes
 
     def seconds_of(self, count: int) -> float:
         """How long ``count`` bytes last."""

@@ -21,6 +21,9 @@ __all__ = ["SessionClient", "connect", "info_of"]
 
 Info = dict[str, Any]
 
+DEVICE_TIMEOUT_S = 100.0
+"""A gesture takes up to a minute, and is answered at its end."""
+
 
 def info_of(message: pb.SessionInfo) -> Info:
     """A ``SessionInfo`` as a plain JSON-able dict, each field present, sockets by name, details parsed."""
@@ -140,7 +143,7 @@ class SessionClient:
             Fires with the verb's result.
         """
         request = pb.DeviceRequest(verb=verb, arguments=json.dumps(arguments))
-        return self.channel.call("device", request, pb.DeviceAnswer).addCallback(
+        return self.channel.call("device", request, pb.DeviceAnswer, DEVICE_TIMEOUT_S).addCallback(
             lambda answer: json.loads(answer.result)
         )
 

@@ -35,7 +35,6 @@ class Pacer:
         self._due = due
         self._begin = 0.0
         self._given = 0
-        self._ticks = 0
         self._call: IDelayedCall | None = None
 
     @property
@@ -55,7 +54,7 @@ class Pacer:
             call.cancel()
 
     def _restart(self) -> None:
-        self._begin, self._given, self._ticks = self._clock.seconds(), 0, 0
+        self._begin, self._given = self._clock.seconds(), 0
         self._call = self._schedule(TICK_S)
 
     def _schedule(self, delay: float) -> Any:
@@ -70,7 +69,8 @@ class Pacer:
             self._given = due
         else:
             self._given += due
-            self._ticks = int(elapsed / TICK_S) + 1
-            self._call = self._schedule(max(0.0, self._ticks * TICK_S - elapsed))
+            # the next multiple that is not just now
+            ticks = int(elapsed / TICK_S + 0.5) + 1
+            self._call = self._schedule(ticks * TICK_S - elapsed)
         if due:
             self._due(due)

@@ -19,8 +19,12 @@ from anbox_tw.session.audio.wav import WavSink
 
 __all__ = ["DEFAULT_LATENCY_S", "AutoSink", "check_audio", "check_microphone", "make_sink", "make_source"]
 
-DEFAULT_LATENCY_S = 0.2
-"""Of sound between the guest's write and the loudspeaker, as far as it is ours: half here, half in the server."""
+DEFAULT_LATENCY_S = 0.3
+"""Of sound between the guest's write and the loudspeaker, as far as it is ours. The original has about 0.4 s. With 0.2 s a
+machine all of whose processors are busy loses a moment now and then."""
+
+SERVER_PART = 2 / 3
+"""Of the latency, what the sound server holds: it goes on while we and the command wait for a processor."""
 
 MICROPHONE_LATENCY_S = 0.02
 
@@ -97,20 +101,21 @@ def make_sink(
     Args:
         text: see `check_audio`.
         reactor: as the sink wants it.
-        latency: seconds, half of which are in the buffer here.
+        latency: seconds, in all.
         environment: of commands.
 
     Raises:
         ConfigError: there is no such sink.
     """
     check_audio(text)
-    half = latency / 2
+    there = latency * SERVER_PART
+    here = latency - there
     if text == "auto":
         return AutoSink(reactor, latency, environment)
     if text == "pulse":
-        return CommandSink(reactor, "pulse", pacat(half), half, environment)
+        return CommandSink(reactor, "pulse", pacat(there), here, environment)
     if text == "pipewire":
-        return CommandSink(reactor, "pipewire", pw_cat("--playback", half), half, environment)
+        return CommandSink(reactor, "pipewire", pw_cat("--playback", there), here, environment)
     if text == "null":
         return NullSink(reactor, latency)
     return WavSink(reactor, os.path.abspath(text.partition(":")[2]), latency)
