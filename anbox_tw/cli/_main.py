@@ -39,6 +39,7 @@ COMMANDS = {
         "scenario",
         "Play what happens to the device from a file: a drive, a day, a call.",
     ),
+    "input": ("anbox_tw.cli.input", "input_commands", "Touch, type and click in the guest."),
     "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
     "doctor": (
         "anbox_tw.cli.doctor",

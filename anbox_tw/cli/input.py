@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -20,13 +21,15 @@ from anbox_tw.device.gestures import (
 
 __all__ = ["input_commands"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 SECONDS = click.FloatRange(0, MAX_GESTURE_S)
 RATE = click.FloatRange(1, MAX_RATE_HZ)
 NEGATIVE: dict[str, Any] = {"ignore_unknown_options": True}
 """Of commands with arguments that may be negative."""
 
 
-def _seconds(name: str, default: float, text: str) -> Any:
+def _seconds(name: str, default: float, text: str) -> Callable[[F], F]:
     return click.option(name, type=SECONDS, default=default, show_default=True, metavar="S", help=text)
 
 
@@ -127,8 +130,7 @@ def key(
     A key is Android's name (HOME, BACK, KEYCODE_ENTER), Linux's (KEY_A), a code of Linux, or several that are
     pressed together: CTRL+C.
     """
-    for name in keys:
-        ask(instance, runtime_dir, "input.key", key=name, action=action or "press", hold=hold)
+    ask(instance, runtime_dir, "input.key", key=list(keys), action=action or "press", hold=hold)
 
 
 @input_commands.command(context_settings=NEGATIVE)

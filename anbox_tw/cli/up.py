@@ -23,6 +23,7 @@ from anbox_tw.container.diagnosis import CODES
 from anbox_tw.errors import AnboxError, ConfigError, ExitCode, HostLacks
 from anbox_tw.rpc import ChannelClosed
 from anbox_tw.rpc._pb import anbox_session_pb2 as pb
+from anbox_tw.session.audio.choice import check_audio, check_microphone
 from anbox_tw.session.host_clipboard import CLIPBOARDS
 
 __all__ = ["up"]
@@ -63,6 +64,9 @@ class Wanted:
     manager: str | None
     launchers: bool = False
     clipboard: str | None = None
+    audio: str | None = None
+    microphone: str | None = None
+    touch_emulation: bool = True
 
     def manager_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-container``."""
@@ -73,11 +77,12 @@ class Wanted:
         """Options of ``twistd anbox-session``."""
         options = ["--instance", where.name, "--runtime-dir", str(where.paths.runtime_dir)]
         options += ["--container-manager", self.manager or str(where.manager), "--backend", self.backend]
-        for name in ("rootfs", "image", "data_path", "adb_server", "clipboard"):
+        for name in ("rootfs", "image", "data_path", "adb_server", "clipboard", "audio", "microphone"):
             value = getattr(self, name)
             if value is not None:
                 options += ["--" + name.replace("_", "-"), value]
-        return [*options, "--launchers"] if self.launchers else options
+        flags = ["--launchers"] * self.launchers + ["--no-touch-emulation"] * (not self.touch_emulation)
+        return [*options, *flags]
 
 
 @click.command()
@@ -113,6 +118,21 @@ class Wanted:
     type=click.Choice(["auto", "private", *CLIPBOARDS]),
     help="The clipboard that the guest shares: the desktop's, or a private one.  [default: auto]",
 )
+@click.option(
+    "--audio",
+    metavar="SINK",
+    help="Where the guest's sound goes: auto, pulse, pipewire, wav:PATH or null.  [default: auto]",
+)
+@click.option(
+    "--microphone",
+    metavar="SOURCE",
+    help="What the guest records: silence, tone, wav:PATH, raw:PATH, pulse, pipewire or none.  [default: silence]",
+)
+@click.option(
+    "--touch-emulation/--no-touch-emulation",
+    default=True,
+    help="Whether the mouse is a finger.  [default: touch-emulation]",
+)
 @click.option("-d", "--detach", is_flag=True, help="Return when the guest has booted; the instance goes on.")
 @click.option(
     "--timeout",
@@ -133,6 +153,9 @@ def up(
     manager: str | None,
     launchers: bool,
     clipboard: str | None,
+    audio: str | None,
+    microphone: str | None,
+    touch_emulation: bool,
     detach: bool,
     timeout: float,
     verbose: bool,
@@ -160,6 +183,9 @@ def up(
         str(Path(manager).absolute()) if manager else None,
         launchers,
         clipboard,
+        check_audio(audio) if audio is not None else None,
+        check_microphone(microphone) if microphone is not None else None,
+        touch_emulation,
     )
     if detach:
         return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))

@@ -252,8 +252,8 @@ class Options(CommandOptions):
             # Without a display server there is one window at most.
             self["single-window"] = 1
         self._audio_latency()
-        check_audio(self["audio"])
-        check_microphone(self["microphone"])
+        self["audio"] = check_audio(self["audio"])
+        self["microphone"] = check_microphone(self["microphone"])
         unknown = {name for name in self["disabled-sensors"].split(",") if name} - set(SENSORS)
         if unknown:
             _log.warn("--disabled-sensors: no sensor is called {names}", names=", ".join(sorted(unknown)))

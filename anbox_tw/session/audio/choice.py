@@ -33,26 +33,30 @@ SOURCES = "silence, tone, wav:PATH, raw:PATH, pulse, pipewire or none"
 
 
 def check_audio(text: str) -> str:
-    """Return a value of ``--audio`` if it is one.
+    """Return a value of ``--audio`` if it is one, with an absolute path if it has any.
 
     Raises:
         ConfigError: it is none.
     """
     kind, _, path = text.partition(":")
-    if text in ("auto", "pulse", "pipewire", "null") or (kind == "wav" and path):
+    if text in ("auto", "pulse", "pipewire", "null"):
         return text
+    if kind == "wav" and path:
+        return f"{kind}:{os.path.abspath(path)}"
     raise ConfigError(f"--audio {text}: there is no such sink", f"it is {SINKS}")
 
 
 def check_microphone(text: str) -> str:
-    """Return a value of ``--microphone`` if it is one.
+    """Return a value of ``--microphone`` if it is one, with an absolute path if it has any.
 
     Raises:
         ConfigError: it is none.
     """
     kind, _, path = text.partition(":")
-    if text in ("silence", "tone", "pulse", "pipewire", "none") or (kind in ("wav", "raw") and path):
+    if text in ("silence", "tone", "pulse", "pipewire", "none"):
         return text
+    if kind in ("wav", "raw") and path:
+        return f"{kind}:{os.path.abspath(path)}"
     raise ConfigError(f"--microphone {text}: there is no such source", f"it is {SOURCES}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from anbox_tw.device import BadValue, InputDevice, InputEvent
 from anbox_tw.device.event_codes import code_number, type_number
-from anbox_tw.device.gestures import DEFAULT_RATE_HZ, KEY_S, TAP_S, TYPING_S
+from anbox_tw.device.gestures import DEFAULT_RATE_HZ, KEY_S, TAP_S, TYPING_S, keys_of
 from anbox_tw.device.injector import Injector
 from anbox_tw.session.errors import BadRequest
 from anbox_tw.session.input.server import InputServer
@@ -16,6 +16,7 @@ from anbox_tw.session.verbs import DeviceVerbs
 __all__ = ["register_input_verbs"]
 
 MAX_PATHS = 10
+MAX_KEYS = 1000
 
 
 def register_input_verbs(verbs: DeviceVerbs, injector: Injector, server: InputServer) -> None:
@@ -94,17 +95,25 @@ class _InputVerbs:
             raise BadRequest("text must be text")
         await self._injector.text(text, interval=interval)
 
-    async def key(self, key: str | int, action: str = "press", hold: float = KEY_S) -> None:
-        """``press``, ``down`` or ``up``."""
+    async def key(
+        self, key: str | int | Sequence[str | int], action: str = "press", hold: float = KEY_S
+    ) -> None:
+        """``press``, ``down`` or ``up``: a key, or one after another of a list."""
         _numbers(hold=hold)
-        if not isinstance(key, str | int) or isinstance(key, bool):
-            raise BadRequest("key must be a name or a number")
-        if action == "press":
-            await self._injector.press(key, hold=hold)
-        elif action in ("down", "up"):
-            self._injector.key(key, action == "down")
-        else:
+        keys: list[Any] = key if isinstance(key, list) else [key]
+        if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in keys):
+            raise BadRequest("key must be a name, a number, or a list of these")
+        if len(keys) > MAX_KEYS:
+            raise BadRequest(f"{len(keys)} keys are too many", f"give at most {MAX_KEYS} at once")
+        if action not in ("press", "down", "up"):
             raise BadRequest(f"a key cannot {action!r}", "it is press, down or up")
+        for one in keys:
+            keys_of(one)  # all or none
+        for one in keys:
+            if action == "press":
+                await self._injector.press(one, hold=hold)
+            else:
+                self._injector.key(one, action == "down")
 
     async def mouse(
         self,

@@ -54,13 +54,17 @@ class AudioCase(TestCase):
         self.wav = f"{self.directory}/out.wav"
 
     def serve(
-        self, sink: str = "null", source: str = "silence", latency: float = 0.3, **environment: str
+        self,
+        sink: str = "null",
+        source: str = "silence",
+        environment: dict[str, str] | None = None,
+        latency: float = 0.3,
     ) -> AudioServer:
         server = AudioServer(
             reactor,
             self.path,
-            make_sink(sink, reactor, latency, environment),
-            make_source(source, reactor, environment),
+            make_sink(sink, reactor, latency, environment or {}),
+            make_source(source, reactor, environment or {}),
         )
         server.startService()
         self.addCleanup(server.stopService)
@@ -267,7 +271,7 @@ class PulseTests(AudioCase):
         pulse = await PulseServer(self).start()
         recorder = pulse.record()
         # so much that no other test on the machine can make a gap
-        server = self.serve("pulse", latency=2.0, **pulse.environment)
+        server = self.serve("pulse", environment=pulse.environment, latency=2.0)
         data = b"\1\0\1\0" + os.urandom(PLAYBACK.bytes_of(3) - 8) + b"\1\0\1\0"
         await until(lambda: recorder.output)
         await self.ended(self.program("play", self.file("in", data)))
@@ -281,7 +285,7 @@ class PulseTests(AudioCase):
 
     async def test_the_server_is_restarted_meanwhile(self) -> None:
         pulse = await PulseServer(self).start()
-        server = self.serve("pulse", **pulse.environment)
+        server = self.serve("pulse", environment=pulse.environment)
         program = self.program("play", "/dev/zero")
 
         def connected() -> bool:
@@ -307,7 +311,7 @@ class PulseTests(AudioCase):
 
     async def test_the_microphone(self) -> None:
         pulse = await PulseServer(self).start()
-        self.serve(source="pulse", **pulse.environment)
+        self.serve(source="pulse", environment=pulse.environment)
         # what plays in the null sink is what its monitor, the only source, hears
         tone = self.file("tone", b"\0\x20\0\x20\0\xe0\0\xe0" * 200_000)
         start(
@@ -321,7 +325,7 @@ class PulseTests(AudioCase):
         await until(lambda: len(guest.received.strip(b"\0\1")) > 3200)
 
     async def test_no_server_and_no_command(self) -> None:
-        server = self.serve("pulse", "pulse", PATH=self.directory, XDG_RUNTIME_DIR=self.directory)
+        server = self.serve("pulse", "pulse", {"PATH": self.directory, "XDG_RUNTIME_DIR": self.directory})
         program = self.program("play", "/dev/zero")
         guest = await self.connect()
         guest.transport.write(b"\1")
