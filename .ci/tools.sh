@@ -26,6 +26,7 @@ need socat socat
 need ping iputils-ping
 need desktop-file-validate desktop-file-utils
 need gio libglib2.0-bin
+need busctl systemd
 need Xvfb xvfb
 need xclip xclip
 need xsel xsel

@@ -67,6 +67,7 @@ class Wanted:
     audio: str | None = None
     microphone: str | None = None
     touch_emulation: bool = True
+    dbus: str | None = None
 
     def manager_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-container``."""
@@ -77,7 +78,7 @@ class Wanted:
         """Options of ``twistd anbox-session``."""
         options = ["--instance", where.name, "--runtime-dir", str(where.paths.runtime_dir)]
         options += ["--container-manager", self.manager or str(where.manager), "--backend", self.backend]
-        for name in ("rootfs", "image", "data_path", "adb_server", "clipboard", "audio", "microphone"):
+        for name in ("rootfs", "image", "data_path", "adb_server", "clipboard", "audio", "microphone", "dbus"):
             value = getattr(self, name)
             if value is not None:
                 options += ["--" + name.replace("_", "-"), value]
@@ -133,6 +134,11 @@ class Wanted:
     default=True,
     help="Whether the mouse is a finger.  [default: touch-emulation]",
 )
+@click.option(
+    "--dbus",
+    type=click.Choice(["session", "system", "none"]),
+    help="The bus that the session is on as org.anbox.  [default: session]",
+)
 @click.option("-d", "--detach", is_flag=True, help="Return when the guest has booted; the instance goes on.")
 @click.option(
     "--timeout",
@@ -156,6 +162,7 @@ def up(
     audio: str | None,
     microphone: str | None,
     touch_emulation: bool,
+    dbus: str | None,
     detach: bool,
     timeout: float,
     verbose: bool,
@@ -186,6 +193,7 @@ def up(
         check_audio(audio) if audio is not None else None,
         check_microphone(microphone) if microphone is not None else None,
         touch_emulation,
+        dbus,
     )
     if detach:
         return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))

@@ -30,6 +30,7 @@ from anbox_tw.session.bridge import Bridge
 from anbox_tw.session.clipboard import Clipboard
 from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
 from anbox_tw.session.control import SessionControl
+from anbox_tw.session.dbus.service import DBusService
 from anbox_tw.session.desktop import DesktopFiles
 from anbox_tw.session.desktop_verbs import register_bridge_verbs
 from anbox_tw.session.errors import NotReadyYet
@@ -142,6 +143,7 @@ class SessionService(Service):
         injector: plays gestures on the device's input.
         input: what the guest has in ``/dev/input``.
         audio: what it plays and records.
+        dbus: the session on a bus, or None.
         adb: the ADB pipe service.
         adb_link: to the host's ADB server.
     """
@@ -207,6 +209,7 @@ class SessionService(Service):
             single_window=settings.single_window,
         )
         register_bridge_verbs(self)
+        self.dbus = DBusService(reactor, self, settings.dbus) if settings.dbus else None
         self.control = SessionControl(self, self.clipboard, reactor, stop or self._asked_to_stop)
         # The control socket comes first: it is how a second session of the instance is found out.
         self._listeners = [
@@ -270,6 +273,7 @@ class SessionService(Service):
                 "known_applications": len(self.desktop.applications()),
                 "windows": len(self.bridge.windows),
             },
+            "dbus": {"name": self.dbus.name, "state": self.dbus.state} if self.dbus is not None else {},
             "pipe_services": list(self.registry),
             "audio": self.audio.describe(),
             "input": self.input.describe(),
@@ -326,6 +330,8 @@ class SessionService(Service):
         self.device.phone.update(number=f"1555521{self.adb.port - 1:04d}"[-15:])
         super().startService()
         self.started_at = time.time()
+        if self.dbus is not None:
+            self.dbus.startService()
         if self.settings.standalone:
             # Whoever brings the guest has done the manager's part.
             for event in (Input.START, Input.CONNECTED, Input.STARTED):
@@ -366,6 +372,8 @@ class SessionService(Service):
         self.stopService().addErrback(self._stop_failed)
 
     async def _stop(self) -> None:
+        if self.dbus is not None:
+            await self.dbus.stopService()
         # The guest first: it ends in order while its sockets still serve.
         if self.settings.standalone:
             for event in (Input.STOP, Input.GONE):

@@ -123,6 +123,7 @@ class Options(CommandOptions):
             "What draws for the guest's opengles: a client endpoint such as unix:/run/renderer.sock. [default: nothing]",
         ],
         ["boot-icon", None, "", "A picture for the guest's boot animation."],
+        ["dbus", None, "session", "The bus to be on as org.anbox: session, system, or none."],
         ["desktop_file_hint", None, "", "For desktop shells; " + LATER + "."],
     ]
 
@@ -147,7 +148,7 @@ class Options(CommandOptions):
         ],
         ["no-launchers", None, "Make none, whatever the configuration file says; the default."],
         ["debug-pipes", None, "Serve the test pipes zero and pingpong."],
-        ["use-system-dbus", None, "System instead of session bus; there is no D-Bus interface yet."],
+        ["use-system-dbus", None, "As --dbus system."],
         ["software-rendering", None, "Render without a GPU; " + LATER + "."],
         ["no-touch-emulation", None, "The mouse is a mouse; otherwise it is a finger."],
     ]
@@ -242,6 +243,10 @@ class Options(CommandOptions):
             if self[name] and self[name] != "host":
                 self[name] = os.path.abspath(self[name])
         self._window_size()
+        if self["use-system-dbus"]:
+            self["dbus"] = "system"
+        if self["dbus"] not in ("session", "system", "none"):
+            raise usage.UsageError(f"--dbus {self['dbus']}: there is session, system, and none")
         if self["no-launchers"]:
             self["launchers"] = 0
         if self["clipboard"] not in ("auto", "private", *CLIPBOARDS):
@@ -288,6 +293,7 @@ class Options(CommandOptions):
             disabled_sensors=tuple(name for name in self["disabled-sensors"].split(",") if name),
             window_size=self._window_size(),
             state_path=f"{self['data-path'] or paths.data_path(environ=self.environment)}/session",
+            dbus="" if self["dbus"] == "none" else self["dbus"],
             launchers=applications_directory(self.environment) if self["launchers"] else "",
             touch_emulation=not self["no-touch-emulation"],
             audio=self["audio"],
