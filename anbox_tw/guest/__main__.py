@@ -38,6 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     clipboard.add_argument("text", nargs="?", help="what to set; '-' reads standard input")
     manager = commands.add_parser("am", help="launch and stop applications, as Android's am", add_help=False)
     manager.add_argument("arguments", nargs=argparse.REMAINDER)
+    hardware = commands.add_parser(
+        "hal", help="use the hardware as Android's HALs do: hal --help", add_help=False
+    )
+    hardware.add_argument("arguments", nargs=argparse.REMAINDER)
     play = commands.add_parser("play", help="play sound, as the audio HAL does")
     play.add_argument("file", help="WAV or raw samples (44100 Hz, 16 bits, stereo); '-' reads standard input")
     record = commands.add_parser("record", help="record sound, as the audio HAL does")
@@ -150,6 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "clipboard":
         return _clipboard(options.dev, options.text)
+    if options.command == "hal":
+        from anbox_tw.guest import hal_command
+
+        return hal_command.main(hal_command.pipe_path(options.dev), options.arguments)
     if options.command == "am":
         return _am(options.dev, options.arguments)
     if options.command in ("play", "record", "getevent"):

@@ -65,6 +65,10 @@ _SETPROP = """#!/bin/sh
 exec {python} -m anbox_tw.android.setprop "$@"
 """
 
+_HAL = """#!/bin/sh
+exec {python} -m anbox_tw.guest --dev {dev} hal "$@"
+"""
+
 _AM = """#!/bin/sh
 exec {python} -m anbox_tw.guest --dev {dev} am "$@"
 """
@@ -118,6 +122,7 @@ class PropertyTable(dict[str, str]):
         programs = {
             "getprop": _GETPROP.format(file=_quoted(os.path.join(self._root, _FILE))),
             "am": _AM.format(python=python, dev=dev),
+            "hal": _HAL.format(python=python, dev=dev),
         }
         if init:
             programs["setprop"] = _SETPROP.format(python=python)

@@ -23,7 +23,9 @@ from tests.session.programs import Program, start_twistd
 from tests.support import adb_binaries
 
 
-class WholeTests(TestCase):
+class WholeCase(TestCase):
+    """A manager as a program of its own, a session in the test, real adb."""
+
     timeout = 120
 
     def setUp(self) -> None:
@@ -60,6 +62,8 @@ class WholeTests(TestCase):
         self.addCleanup(session.stopService)
         return session
 
+
+class WholeTests(WholeCase):
     async def test_loss_of_container_and_manager(self) -> None:
         manager = self.start_manager()
         session = self.start_session()
