@@ -106,7 +106,9 @@ def whole(data: bytes, decode: Any) -> Any:
     return None
 
 
-class DnsTests(DaemonTestCase):
+class DnsCase(DaemonTestCase):
+    """A server of example.org behind a cable, and what bionic asks."""
+
     def serve(self, space: Space, address: str) -> Any:
         # twisted is where this Python has it
         words = space.command(sys.executable, "-c", textwrap.dedent(SERVER), address)
@@ -156,6 +158,8 @@ class DnsTests(DaemonTestCase):
         await self.expect("resolver setnetdns 100 example.org 10.9.0.2", "200 Resolver command succeeded")
         return server
 
+
+class DnsTests(DnsCase):
     async def test_lookups(self) -> None:
         server = await self.up()
         stream = (socket.SOCK_STREAM, socket.IPPROTO_TCP)
