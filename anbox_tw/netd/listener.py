@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -120,7 +120,7 @@ class FrameworkCommand:
         return self._handler(request)
 
 
-@implementer(IMessageSender, IPushProducer)
+@implementer(IMessageSender, IPushProducer, IHalfCloseableProtocol)
 class SocketClient(Protocol):
     """One client of a `FrameworkListener`.
 
@@ -144,6 +144,8 @@ class SocketClient(Protocol):
         self._reading = True
         self._lost = False
         self._close_when_idle = False
+        self._input_ended = False
+        self._active = 0
         self.sequence = 0
         self.credentials = Credentials(-1, -1, -1)
 
@@ -170,6 +172,15 @@ class SocketClient(Protocol):
 
     # -- what comes in
 
+    def readConnectionLost(self) -> None:
+        """The client says no more (``... | socat - UNIX:netd``): what it asked for is answered, then we close."""
+        self._input_ended = True
+        self._next()
+
+    def writeConnectionLost(self) -> None:
+        """The client reads no more: nobody is left to answer."""
+        self.abort()
+
     def dataReceived(self, data: bytes) -> None:
         self._commands.extend(self._splitter.feed(data))
         self._next()
@@ -178,6 +189,10 @@ class SocketClient(Protocol):
         while self._running is None and self._commands and not self._lost:
             self._begin(self._commands.popleft())
         if self._lost or self.transport is None:
+            return
+        if self._input_ended:
+            if self._running is None and not self._active and not self._commands:
+                self._finish()
             return
         wanted = len(self._commands) < MAX_PENDING_COMMANDS and not self._paused
         if wanted != self._reading:
@@ -218,12 +233,17 @@ class SocketClient(Protocol):
         running = self._listener.run(handler, request)
         # without a lock, commands of one client may overlap (dnsproxyd: one thread per request); one that is done
         # already leaves the loop in _next to go on, so that a burst does not nest
-        if handler.lock_name and not running.called:
+        if running.called:
+            return
+        self._active += 1
+        if handler.lock_name:
             self._running = running
-            running.addBoth(self._ended)
+        running.addBoth(self._ended, running)
 
-    def _ended(self, _result: object) -> None:
-        self._running = None
+    def _ended(self, _result: object, running: Deferred[Any]) -> None:
+        self._active -= 1
+        if self._running is running:
+            self._running = None
         self._next()
 
     # -- what goes out

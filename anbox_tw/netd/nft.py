@@ -198,10 +198,46 @@ class NftTable:
                     raise KernelRefused(errno.ENOSPC, f"chain {name} has more than {MAX_RULES} rules")
             commands = self._difference(self.current, wish)
             if commands:
-                if self._dry_run is None:
-                    self._journal.note_table(f"inet {self.name}", made=True)
-                await self._transaction(commands)
+                await self._apply(commands, wish)
             self.current = wish
+        finally:
+            self._lock.release()
+
+    async def _apply(self, commands: list[Json], wish: Ruleset) -> None:
+        if self._dry_run is None:
+            self._journal.note_table(f"inet {self.name}", made=True)
+        try:
+            await self._transaction(commands)
+        except KernelRefused:
+            if not await self._gone():
+                raise
+            await self._make_anew(wish)
+
+    async def _gone(self) -> bool:
+        """Whether somebody else has deleted our table, as ``nft flush ruleset`` and firewalls' restarts do."""
+        if not self._made or self._dry_run is not None:
+            return False
+        done = await run_tool(self._reactor, ["nft", "-j", "list", "tables", "inet"])
+        return done.exit_code == 0 and not any(
+            each.get("table", {}).get("name") == self.name
+            for each in json.loads(done.output or "{}").get("nftables", [])
+        )
+
+    async def _make_anew(self, wish: Ruleset) -> None:
+        self._log.warn("somebody has deleted the nftables table {name}: it is made anew", name=self.name)
+        self._made = False
+        commands = self._difference(Ruleset(), wish)
+        if commands:
+            await self._transaction(commands)
+
+    async def _mend(self) -> bool:
+        """Make the table anew if somebody has deleted it; returns whether that was done."""
+        await self._lock.acquire()
+        try:
+            if not await self._gone():
+                return False
+            await self._make_anew(self.current)
+            return True
         finally:
             self._lock.release()
 
@@ -262,9 +298,14 @@ class NftTable:
         """What the kernel says of the named objects of a kind (``quota``, ``counter``), by name."""
         if not self._made or self._dry_run is not None:
             return {}
-        return {
-            each["name"]: each for each in await self._list(f"{kind}s", "table", "inet", self.name) if each
-        }
+        words = (f"{kind}s", "table", "inet", self.name)
+        try:
+            found = await self._list(*words)
+        except KernelRefused:
+            if not await self._mend():
+                raise
+            found = await self._list(*words)
+        return {each["name"]: each for each in found if each}
 
     async def _list(self, what: str, *words: str) -> list[Json]:
         done = await run_tool(self._reactor, ["nft", "-j", "list", what, *words])
@@ -280,6 +321,8 @@ class NftTable:
         # not the JSON, which cuts whole seconds off
         done = await run_tool(self._reactor, ["nft", "list", "set", "inet", self.name, name])
         if done.exit_code != 0:
+            if await self._mend():
+                return []
             raise KernelRefused(errno_in(done.error), f"nft list set {name}", done.error.strip()[:200])
         return parse_expiries(done.output)
 
