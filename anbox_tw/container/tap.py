@@ -26,6 +26,7 @@ from anbox_tw.container.spec import NetworkSpec
 from anbox_tw.errors import AnboxError
 from anbox_tw.netd.on_demand import OnDemandNetd
 from anbox_tw.network import EndpointListener, RuntimePaths, UnixListener
+from anbox_tw.network.adopted import systemd_endpoint
 from anbox_tw.network.twistd import CommandOptions, CommandService
 from anbox_tw.rpc import RpcFactory
 
@@ -210,9 +211,8 @@ class _Root(CommandService):
 
         def listener(factory: RpcFactory) -> Any:
             if ":" in where and not where.startswith(("/", ".")):
-                return EndpointListener(
-                    serverFromString(reactor, where), factory, name="container-manager", clock=reactor
-                )
+                endpoint = systemd_endpoint(reactor, where) or serverFromString(reactor, where)
+                return EndpointListener(endpoint, factory, name="container-manager", clock=reactor)
             return UnixListener(
                 reactor,
                 os.path.abspath(where),

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.logger import Logger
 
 from anbox_tw.errors import (
@@ -43,9 +42,16 @@ from anbox_tw.netd.mdns import MDnsSdListener
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
 from anbox_tw.network import Connections, EndpointListener, UnixListener
+from anbox_tw.network.adopted import AdoptedUnixEndpoint
 from anbox_tw.network.credentials import peer_credentials
 
-__all__ = ["DEFAULT_SOCKET_DIR", "SOCKETS", "Netd", "inherited_sockets", "make_socket_directory"]
+__all__ = [
+    "DEFAULT_SOCKET_DIR",
+    "SOCKETS",
+    "Netd",
+    "inherited_sockets",
+    "make_socket_directory",
+]
 
 DEFAULT_SOCKET_DIR: Final = "/run/anbox-netd"
 # in the order in which they are opened: who can connect to `netd` finds the others there
@@ -359,12 +365,13 @@ class Netd(Service):
                 name=name,
             )
         os.set_inheritable(fd, False)
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            # Android's init binds and leaves listening to the daemon
-            sock.listen(128)
-        endpoint = AdoptedStreamServerEndpoint(self._reactor, os.dup(fd), socket.AF_UNIX)
         return EndpointListener(
-            endpoint, creator, registry=self.connections, name=name, tcp_no_delay=False, clock=self._reactor
+            AdoptedUnixEndpoint(self._reactor, fd),
+            creator,
+            registry=self.connections,
+            name=name,
+            tcp_no_delay=False,
+            clock=self._reactor,
         )
 
     async def _prepare(self, let_go: Callable[[], None]) -> None:

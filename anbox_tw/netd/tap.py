@@ -16,6 +16,7 @@ from anbox_tw.netd.controllers import DEFAULT_ANDROID
 from anbox_tw.netd.daemon import DEFAULT_SOCKET_DIR, SOCKETS, Netd, inherited_sockets
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
+from anbox_tw.network.adopted import initial_environment
 from anbox_tw.network.twistd import CommandOptions, CommandService
 
 __all__ = ["Options", "makeService"]
@@ -94,7 +95,7 @@ Talk to it with 'anbox ndc'. Needs root, or CAP_NET_ADMIN over the namespace.
             raise usage.UsageError(f"--table: {self['table']!r} cannot be the name of a table")
         self["socket-dir"] = os.path.abspath(self["socket-dir"])
         try:
-            self["inherited"] = inherited_sockets(os.environ)
+            self["inherited"] = inherited_sockets(initial_environment())
         except AnboxError as error:
             raise usage.UsageError(str(error)) from error
 

@@ -77,9 +77,18 @@ class DaemonTestCase(KernelTestCase):
     def heard(self) -> list[str]:
         return [f"{event.code} {event.text}" for event in self.events]
 
-    def cable(self, inside: str = "v0", outside: str = "v1") -> Space:
-        """A second namespace on a cable: ``v0`` 10.9.0.1/24 here, ``v1`` 10.9.0.2/24 there."""
+    def cable(self, inside: str = "v0", outside: str = "v1", *, quiet: bool = False) -> Space:
+        """A second namespace on a cable: ``v0`` 10.9.0.1/24 here, ``v1`` 10.9.0.2/24 there.
+
+        Args:
+            inside: name of our end.
+            outside: name of the other.
+            quiet: without IPv6, whose own packets (MLD, router solicitations) come when they like.
+        """
         other = self.space()
+        if quiet:
+            for space in (self.ns, other):
+                space.namespace.write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")
         self.veth(self.ns, inside, other, outside)
         self.ns.run(f"ip addr add 10.9.0.1/24 dev {inside}")
         other.run(f"ip addr add 10.9.0.2/24 dev {outside}")

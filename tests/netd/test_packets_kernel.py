@@ -321,9 +321,9 @@ class BandwidthTests(PacketCase):
         self.assertEqual(self.ns.state(), before)
 
     async def test_alerts_and_quotas_by_traffic(self) -> None:
-        other = self.cable()
+        other = self.cable(quiet=True)
         self.serve(other)
-        before = await self.settled(self.ns)
+        before = self.ns.state()
         await self.start()
         await self.expect("bandwidth setiquota v0 20000", OK_BW)
         await self.expect("bandwidth setinterfacealert v0 2000", OK_BW)
@@ -360,7 +360,7 @@ class BandwidthTests(PacketCase):
 
 class IdleTests(PacketCase):
     async def test_idle_and_active(self) -> None:
-        other = self.cable()
+        other = self.cable(quiet=True)
         self.serve(other)
         await self.start()
         for line, reply in (
