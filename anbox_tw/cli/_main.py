@@ -40,6 +40,13 @@ COMMANDS = {
         "Play what happens to the device from a file: a drive, a day, a call.",
     ),
     "input": ("anbox_tw.cli.input", "input_commands", "Touch, type and click in the guest."),
+    "sensor": ("anbox_tw.cli.sensor", "sensor", "Read and set what the sensors measure."),
+    "geo": ("anbox_tw.cli.geo", "geo", "Say where the device is: a position, or a route."),
+    "battery": ("anbox_tw.cli.sensor", "battery", "Read and set battery and charger."),
+    "finger": ("anbox_tw.cli.sensor", "finger", "Touch the fingerprint sensor."),
+    "call": ("anbox_tw.cli.phone", "call", "Call the guest, and answer its calls."),
+    "sms": ("anbox_tw.cli.phone", "sms", "Send and read short messages."),
+    "gsm": ("anbox_tw.cli.phone", "gsm", "Change the mobile network: registration, signal, SIM card."),
     "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
     "doctor": (
         "anbox_tw.cli.doctor",

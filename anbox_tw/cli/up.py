@@ -78,7 +78,16 @@ class Wanted:
         """Options of ``twistd anbox-session``."""
         options = ["--instance", where.name, "--runtime-dir", str(where.paths.runtime_dir)]
         options += ["--container-manager", self.manager or str(where.manager), "--backend", self.backend]
-        for name in ("rootfs", "image", "data_path", "adb_server", "clipboard", "audio", "microphone", "dbus"):
+        for name in (
+            "rootfs",
+            "image",
+            "data_path",
+            "adb_server",
+            "clipboard",
+            "audio",
+            "microphone",
+            "dbus",
+        ):
             value = getattr(self, name)
             if value is not None:
                 options += ["--" + name.replace("_", "-"), value]

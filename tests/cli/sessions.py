@@ -7,12 +7,14 @@ import os
 import sys
 from typing import Any
 
+from click.testing import CliRunner
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from anbox_tw.cli import cli
 from tests.session.guest import BridgeGuest, until
 from tests.session.test_service import SessionCase
 from tests.support import REPOSITORY
@@ -77,6 +79,11 @@ class CommandCase(SessionCase):
         program = self.start(*arguments, stdin=stdin)
         self.assertEqual(await program.ended, code, f"{arguments}: {program.out}{program.err}")
         return program.out if code == 0 else program.err
+
+    def wrong_usage(self, *arguments: str) -> None:
+        """The command line alone is wrong: no session is asked, so no process is needed to see it."""
+        result = CliRunner().invoke(cli, arguments)
+        self.assertEqual(result.exit_code, 2, f"{arguments}: {result.output}")
 
     async def json(self, *arguments: str) -> Any:
         return json.loads(await self.anbox(*arguments, "--json"))
