@@ -30,9 +30,11 @@ __all__ = [
     "IContainer",
     "IContainerBackend",
     "IFrameworkCommand",
+    "IGuestGate",
     "IMessageProcessor",
     "IMessageSender",
     "IPipeService",
+    "IReachableContainer",
 ]
 
 
@@ -241,6 +243,29 @@ class IContainer(Interface):
 
     def info() -> dict[str, Any]:
         """What is known now: init's host pid, address, isolation, log files, notes. JSON-able."""
+
+
+class IReachableContainer(IContainer):
+    """A container inside which sockets can be opened from the host."""
+
+    gate = Attribute("`IGuestGate` of the running container, or ``None``.")
+
+
+class IGuestGate(Interface):
+    """The way to sockets inside one running container."""
+
+    ready = Attribute("``bool``: it can be used now.")
+    failure = Attribute("``str``: why it cannot be, or an empty string.")
+
+    def check() -> None:
+        """Raises ``anbox_tw.errors.NotRunning`` unless it can be used."""
+
+    def hand_over(client: Any) -> None:
+        """Let the container's helper serve a connected socket; it stays the caller's to close.
+
+        Raises:
+            anbox_tw.errors.NotRunning: there is no helper.
+        """
 
 
 class IFrameworkCommand(Interface):

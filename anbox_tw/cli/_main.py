@@ -47,6 +47,11 @@ COMMANDS = {
     "call": ("anbox_tw.cli.phone", "call", "Call the guest, and answer its calls."),
     "sms": ("anbox_tw.cli.phone", "sms", "Send and read short messages."),
     "gsm": ("anbox_tw.cli.phone", "gsm", "Change the mobile network: registration, signal, SIM card."),
+    "forward": (
+        "anbox_tw.cli.forward",
+        "forward",
+        "Forward a port or socket of the host to one of the guest.",
+    ),
     "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
     "doctor": (
         "anbox_tw.cli.doctor",

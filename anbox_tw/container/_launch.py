@@ -31,6 +31,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from typing import Any, NoReturn
@@ -39,6 +40,7 @@ from anbox_tw.container import _landlock
 from anbox_tw.container import _namespaces as namespaces
 from anbox_tw.container import _syscalls as sys_
 from anbox_tw.container._logfile import LogFile
+from anbox_tw.container.guest_sockets import _helper
 
 __all__ = ["main"]
 
@@ -47,7 +49,9 @@ MAX_EVENT_BYTES = 64 * 1024  # of one line from the container's side during set-
 KILL_WAIT_S = 5.0  # for the last processes of a container without namespaces
 LOG_CHUNK_BYTES = 64 * 1024
 DRAIN_LIMIT_BYTES = 1024 * 1024  # of output left in the pipe when init has ended
+GATE_FD = 3  # of the control socket of the helper that opens sockets in the container
 NETWORK_WAIT_S = 5.0  # until slirp4netns says that it is ready; it takes some milliseconds
+MAX_DESCRIPTORS = 256  # the launcher has some twenty
 NETWORK_LOG_BYTES = 65536  # of what slirp4netns says
 SLIRP_ADDRESS = "10.0.2.100"  # what slirp4netns gives to its only client
 # What a container without namespaces may write to in /dev: no disk, whoever runs it.
@@ -242,6 +246,10 @@ class Launcher:
         self.killed = False
         self.wakeup = os.pipe()
         self.result: dict[str, Any] | None = None
+        # The manager gives the control socket of a helper on descriptor 3; nobody else shall have it.
+        self.gate = socket.socket(fileno=GATE_FD) if plan.get("gate") else None
+        if self.gate is not None:
+            self.gate.set_inheritable(False)
 
     def run(self) -> None:
         """Run the container to its end."""
@@ -279,6 +287,8 @@ class Launcher:
         try:
             entry = os.fork()
             if entry == 0:  # pragma: no cover
+                if self.gate is not None:
+                    self.gate.close()
                 _entry(self.plan, pipes)
             for descriptor in (pipes.events[1], pipes.go[0], *pipes.entry):
                 os.close(descriptor)
@@ -289,6 +299,7 @@ class Launcher:
             self.child = self._expect("forked")["pid"]
             os.waitpid(entry, 0)
             notes = self._expect("built")["notes"]
+            self._open_gate(inside=True)
             address, note = self._connect(unshared["namespaces"])
             os.write(pipes.go[1], b"g")
             self._expect("started")
@@ -343,6 +354,29 @@ class Launcher:
         _kill_quietly(pid)
         why = " ".join(said).strip()[:200] or "it ended without a word"
         return None, [f"no network beyond the container: slirp4netns failed: {why}"]
+
+    def _open_gate(self, *, inside: bool) -> None:
+        """Fork the helper that opens sockets in the container, while its first process can still be looked at."""
+        gate, self.gate = self.gate, None
+        if gate is None:
+            return
+        launcher = os.getpid()
+        plan = self.plan
+        if os.fork():
+            gate.close()
+            return
+        try:  # pragma: no cover
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.closerange(0, gate.fileno())
+            os.closerange(gate.fileno() + 1, MAX_DESCRIPTORS)
+            plain = plan["plain"]
+            if not inside:
+                _become_plain(plain, plan)
+            _helper.serve(gate, self.child, parent=launcher, inside=inside, prefix=plain["root"])
+        finally:
+            os._exit(0)
 
     def _expect(self, wanted: str) -> dict[str, Any]:
         """Wait for one event from the container's side, and for orders from the manager meanwhile."""
@@ -414,13 +448,7 @@ class Launcher:
             signal.set_wakeup_fd(-1)
             os.close(reading)
             try:
-                if plan["switch_user"]:
-                    os.setgroups([])
-                    os.setresgid(plan["gid"], plan["gid"], plan["gid"])
-                    os.setresuid(plan["uid"], plan["uid"], plan["uid"])
-                elif os.geteuid() == 0:
-                    sys_.drop_capabilities(frozenset())
-                sys_.no_new_privileges()
+                _become_plain(plan, plan)
                 if landlock:
                     _landlock.restrict_writes(landlock, [*plan["writable"], *PLAIN_DEVICES])
                 sys_.set_parent_death_signal(signal.SIGKILL)
@@ -435,6 +463,7 @@ class Launcher:
             error_text = file.read(4096).decode("utf-8", "replace")
         if error_text:
             raise namespaces.Failed("ANBOX-C013", f"init cannot be executed: {plan['argv'][0]}", error_text)
+        self._open_gate(inside=False)
         tell(
             event="started",
             isolation="plain",
@@ -562,6 +591,17 @@ class Launcher:
         except BlockingIOError:
             pass
         self.log.close()
+
+
+def _become_plain(plain: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Give up what a process of a container without namespaces does not have; see the key ``plain``."""
+    if plain["switch_user"]:
+        os.setgroups([])
+        os.setresgid(plan["gid"], plan["gid"], plan["gid"])
+        os.setresuid(plan["uid"], plan["uid"], plan["uid"])
+    elif os.geteuid() == 0:
+        sys_.drop_capabilities(frozenset())
+    sys_.no_new_privileges()
 
 
 def _kill_quietly(pid: int, number: int = signal.SIGKILL) -> None:

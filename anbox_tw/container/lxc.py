@@ -35,6 +35,7 @@ from anbox_tw.container.devices import (
     make_node,
 )
 from anbox_tw.container.diagnosis import DiagnosedError, Probe, log_tail
+from anbox_tw.container.guest_sockets.gate import GuestGate, HelperProcess
 from anbox_tw.container.idmap import IdMap, idmap_for
 from anbox_tw.container.images import ImageMounter
 from anbox_tw.container.ipconfig import IpConfig, write_ipconfig
@@ -46,9 +47,11 @@ from anbox_tw.container.lxc_process import LxcProcess, StartedFifo, clean_path, 
 from anbox_tw.container.lxc_staging import Staging, is_open_to_all, staging_path
 from anbox_tw.container.lxc_undo import add_lxc_kinds
 from anbox_tw.container.network import ContainerNetwork, Lease
+from anbox_tw.container.probes import helper_command
+from anbox_tw.container.process_plan import PythonFacts
 from anbox_tw.container.spec import HOST_ROOTFS, BindMount, ContainerSpec
 from anbox_tw.container.undo import TOKEN_VARIABLE, read_mounts
-from anbox_tw.interfaces import IContainer, IContainerBackend
+from anbox_tw.interfaces import IContainerBackend, IReachableContainer
 
 __all__ = ["LxcBackend", "LxcContainer"]
 
@@ -126,7 +129,7 @@ def veth_name(key: str) -> str:
     return f"anbox{hashlib.sha256(key.encode()).hexdigest()[:9]}"
 
 
-@implementer(IContainer)
+@implementer(IReachableContainer)
 class LxcContainer:
     """One container; see `anbox_tw.interfaces.IContainer`."""
 
@@ -155,6 +158,8 @@ class LxcContainer:
         self._staging = Staging(staged, journal, self._commands, self.idmap)
         self._mounter = ImageMounter(self._commands, dev=backend.dev)
         self._process: LxcProcess | None = None
+        self.gate: GuestGate | None = None
+        self._helper: HelperProcess | None = None
         self._running = False
         self._stopping = False
         self._exit_waiters: list[Deferred[str]] = []
@@ -425,10 +430,15 @@ class LxcContainer:
             )
             self._process = process
             process.when_exited().addCallback(self._ended)
+            # Its Python starts while LXC works.
+            gate = self.gate = GuestGate(self.backend.reactor, spec.instance)
+            helper = self._helper = HelperProcess(self.backend.reactor, gate)
+            helper.spawn(helper_command(PythonFacts.here()), {"PATH": LINUX_PATH, TOKEN_VARIABLE: token})
             pid = await _first(fifo.pid, process.when_exited())
             if isinstance(pid, int):
                 process.watch_init(pid)
                 await self._wait_until_running()
+                await helper.enter(pid)
             if process.exited:
                 raise self._explain(process)
             self._running = True
@@ -466,6 +476,8 @@ class LxcContainer:
 
     def _ended(self, description: str) -> None:
         self._running = False
+        if self.gate is not None:
+            self.gate.close()
         waiters, self._exit_waiters = self._exit_waiters, []
         for waiter in waiters:
             waiter.callback(description)
@@ -487,6 +499,10 @@ class LxcContainer:
 
     async def _stop(self, timeout: float) -> None:
         self._stopping = True
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            # It holds the container's root directory, which could not be unmounted.
+            await helper.stop()
         process = self._process
         if process is not None and not process.exited:
             ended = timeout > 0 and self._running and await self._ask(process, timeout)

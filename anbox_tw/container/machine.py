@@ -512,6 +512,11 @@ class ContainerMachine:
         journal.on_record = self._core.tell
 
     @property
+    def container(self) -> IContainer | None:
+        """What the backend has made, while there is any."""
+        return self._core.container
+
+    @property
     def state(self) -> State:
         """The state now."""
         return self._core.state

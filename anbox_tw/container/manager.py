@@ -30,7 +30,7 @@ from anbox_tw.container.spec import (
 )
 from anbox_tw.container.undo import default_kinds
 from anbox_tw.errors import AlreadyRunning, AnboxError, ConfigError, NotRunning
-from anbox_tw.interfaces import IContainerBackend
+from anbox_tw.interfaces import IContainerBackend, IGuestGate, IReachableContainer
 from anbox_tw.network import check_instance_name
 
 __all__ = ["ContainerManager", "Instance", "ManagerSettings", "StartRequest"]
@@ -142,6 +142,12 @@ class Instance:
         return self.starting is not None or (self.machine is not None and self.machine.state in LIVING)
 
     @property
+    def gate(self) -> IGuestGate | None:
+        """The way to sockets inside it, while it runs and there is one."""
+        container = self.machine.container if self.machine is not None else None
+        return container.gate if IReachableContainer.providedBy(container) else None
+
+    @property
     def state(self) -> State:
         """The state users see."""
         if self.machine is not None and self.machine.state is not State.ABSENT:
@@ -234,6 +240,8 @@ class ContainerManager:
         self._waiting_for_recovery: list[Deferred[None]] = []
         self._stopping = False
         self._backend(settings.backend)
+        self.guest_sockets = ""
+        """Path of the socket for those who want sockets in a container; empty: there is none."""
 
     # -- what a killed manager left ----------------------------------------------------------
 
@@ -434,6 +442,20 @@ class ContainerManager:
         if instance is None or not self.authority.may_see(caller, instance.owner.uid):
             raise NotRunning(f"there is no instance {name!r}", "see anbox ps")
         return instance
+
+    def guest_gate(self, caller: Caller, name: str) -> IGuestGate:
+        """The way to sockets inside a container.
+
+        Raises:
+            NotRunning: there is no such container that the caller may know of, or no way into it.
+            PermissionRefused: it is another's.
+        """
+        instance = self.info(caller, name)
+        self.authority.check_owner(caller, instance.owner.uid, name)
+        gate = instance.gate
+        if gate is None:
+            raise NotRunning(f"sockets inside the container {name!r} cannot be opened", "is it running?")
+        return gate
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Have each event told to ``watcher``.

@@ -30,7 +30,16 @@ from anbox_tw.container.diagnosis import DiagnosedError, Probe
 from anbox_tw.container.process_plan import PythonFacts, list_root, trial_plan
 from anbox_tw.network.paths import RuntimePaths
 
-__all__ = ["CHECKS", "Check", "Finding", "HostView", "launcher_command", "run_checks", "trial_namespaces"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Finding",
+    "HostView",
+    "helper_command",
+    "launcher_command",
+    "run_checks",
+    "trial_namespaces",
+]
 
 TRIAL_TIMEOUT_S = 10.0  # a trial takes a tenth of a second
 MIN_FREE_BYTES = 256 * 1024 * 1024  # an instance's first data is some kilobytes, what is pushed to it is not
@@ -40,13 +49,22 @@ MIN_SUBORDINATE_IDS = 65536  # what newuidmap's own configuration gives to a use
 _BOOTSTRAP = (
     "import sys; p = sys.path; "
     "p.insert(next((i for i, e in enumerate(p) if e.endswith('-packages')), len(p)), sys.argv[1]); "
-    "from anbox_tw.container._launch import main; main()"
+    "from anbox_tw.container.{module} import main; main()"
 )
 
 
 def launcher_command(python: PythonFacts) -> list[str]:
     """The command line of the process backend's launcher."""
-    return [python.executable, "-I", "-c", _BOOTSTRAP, os.path.dirname(python.ours)]
+    return _command(python, "_launch")
+
+
+def helper_command(python: PythonFacts) -> list[str]:
+    """The command line of the helper that opens sockets in a container."""
+    return _command(python, "guest_sockets._helper")
+
+
+def _command(python: PythonFacts, module: str) -> list[str]:
+    return [python.executable, "-I", "-c", _BOOTSTRAP.format(module=module), os.path.dirname(python.ours)]
 
 
 @attrs.frozen

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from anbox_tw.container.commands import Commands, find_tool
 from anbox_tw.container.datatree import ensure_data_tree
 from anbox_tw.container.diagnosis import CODES, DiagnosedError, Probe, log_tail
+from anbox_tw.container.guest_sockets.gate import GuestGate
 from anbox_tw.container.idmap import BASE_ID
 from anbox_tw.container.journal import Entry, Journal
 from anbox_tw.container.probes import HostView, launcher_command, run_checks
@@ -33,7 +34,7 @@ from anbox_tw.container.process_plan import PythonFacts, list_root, make_plan
 from anbox_tw.container.spec import HOST_ROOTFS, ContainerSpec
 from anbox_tw.container.undo import TOKEN_VARIABLE, boot_id, make_directories, process_start_time
 from anbox_tw.errors import ConfigError, PermissionRefused
-from anbox_tw.interfaces import IContainer, IContainerBackend
+from anbox_tw.interfaces import IContainerBackend, IReachableContainer
 
 __all__ = ["ISOLATIONS", "ProcessBackend", "ProcessContainer"]
 
@@ -95,7 +96,7 @@ class _Launcher(ProcessProtocol):
         self.ended(reason, self.errors.decode("utf-8", "replace"))
 
 
-@implementer(IContainer)
+@implementer(IReachableContainer)
 class ProcessContainer:
     """One container of the process backend."""
 
@@ -130,6 +131,7 @@ class ProcessContainer:
         self._exit: str | None = None
         self._started: dict[str, Any] = {}
         self._stopping = False
+        self.gate: GuestGate | None = None
 
     # -- IContainer --
 
@@ -179,7 +181,8 @@ class ProcessContainer:
             raise RuntimeError("start comes once, after prepare")
         entry = self._journal.record("process", token=self._token, what="of the container's launcher")
         self._entry = entry
-        launcher = _Launcher(self._plan, self._told, self._ended)
+        gate = self.gate = GuestGate(self._reactor, self._spec.instance)
+        launcher = _Launcher({**self._plan, "gate": True}, self._told, self._ended)
         # The launcher is ours and gets our environment; init gets only what the plan says.
         environment = {**os.environ, TOKEN_VARIABLE: self._token}
         self._starting = Deferred()
@@ -191,11 +194,14 @@ class ProcessContainer:
                 launcher_command(self._python),
                 env=environment,
                 path="/",
-                childFDs={0: "w", 1: "r", 2: "r"},
+                childFDs={0: "w", 1: "r", 2: "r", 3: gate.child_fd},
             )
         except OSError as error:
             self._starting = None
+            gate.close("the launcher cannot be run")
             raise DiagnosedError.of("ANBOX-C012", "the launcher cannot be run", str(error)) from error
+        finally:
+            gate.started()
         self._launcher = launcher
         pid = transport.pid
         if pid is not None:
@@ -203,7 +209,7 @@ class ProcessContainer:
             self._entry = self._journal.more(
                 entry, pid=pid, start_time=process_start_time(pid, context), boot_id=boot_id(context)
             )
-        return starting
+        return starting.addCallback(lambda _: gate.when_ready()).addCallback(lambda _: None)
 
     def stop(self, timeout: float) -> Deferred[None]:
         """Ask init to end with SIGTERM, kill it after ``timeout`` seconds; fires when all is gone."""
@@ -316,6 +322,8 @@ class ProcessContainer:
     def _ended(self, reason: Failure, errors: str) -> None:
         """The launcher is gone, and with it the container."""
         self._launcher = None
+        if self.gate is not None:
+            self.gate.close()
         if self._exit is None:
             self._exit = "its launcher was killed" if self._started else "it never ran"
         if errors:

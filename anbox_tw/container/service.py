@@ -67,9 +67,16 @@ def start_request(message: pb.StartContainer) -> StartRequest:
     )
 
 
-def info_message(instance: Instance) -> pb.ContainerInfo:
-    """What is told of an instance."""
+def info_message(instance: Instance, guest_sockets: str = "") -> pb.ContainerInfo:
+    """What is told of an instance.
+
+    Args:
+        instance: which.
+        guest_sockets: path of the socket for those who want sockets in a container, or empty.
+    """
     described = instance.describe()
+    if guest_sockets and instance.gate is not None and instance.gate.ready:
+        described["guest_sockets"] = guest_sockets
     described["details"] = json.dumps(described["details"], default=str)
     return pb.ContainerInfo(**described)
 
@@ -135,7 +142,8 @@ class ManagerApi:
 
     def info(self, message: pb.ContainerInfoRequest, peer: Peer) -> pb.ContainerInfo:
         """``container_info``."""
-        return info_message(self.manager.info(Caller.of(peer), message.instance or DEFAULT_INSTANCE))
+        instance = self.manager.info(Caller.of(peer), message.instance or DEFAULT_INSTANCE)
+        return info_message(instance, self.manager.guest_sockets)
 
     def watch(self, message: pb.WatchContainers, peer: Peer) -> pb.ContainerList:
         """``watch_containers``: what is now; each change follows as an event."""

@@ -20,6 +20,7 @@ from twisted.python.usage import UsageError
 from anbox_tw.container.authority import DEFAULT_DEVICES, Authority
 from anbox_tw.container.backends import BACKENDS, all_kinds, default_backend, make_backends
 from anbox_tw.container.diagnosis import DiagnosedError
+from anbox_tw.container.guest_sockets.service import GuestSocketService, guest_socket_path
 from anbox_tw.container.manager import ContainerManager, ManagerSettings
 from anbox_tw.container.service import ManagerService
 from anbox_tw.container.spec import NetworkSpec
@@ -224,6 +225,14 @@ class _Root(CommandService):
 
         service = ManagerService(reactor, self._manager, listener)
         service.setServiceParent(self)
+        plain = ":" not in where or where.startswith(("/", "."))
+        beside = (
+            os.path.abspath(where)
+            if plain
+            else (paths or RuntimePaths("/run")).manager_socket(privileged=root)
+        )
+        guests = GuestSocketService(reactor, self._manager, guest_socket_path(beside), gid=options["gid"])
+        guests.setServiceParent(self)
         # The network's commands for this host, for root alone; nothing of it runs before somebody asks.
         netd_dir = options["netd-socket-dir"] or (NETD_SOCKET_DIR if paths is None else paths.netd)
         OnDemandNetd(reactor, os.path.abspath(netd_dir)).setServiceParent(self)

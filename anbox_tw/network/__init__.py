@@ -17,7 +17,7 @@ from anbox_tw.network.credentials import (
     process_command,
 )
 from anbox_tw.network.fds import FdReceiver, close_fds, receive_fds, send_fds
-from anbox_tw.network.forwarding import ForwardCreator
+from anbox_tw.network.forwarding import ForwardCreator, ISocketCreator
 from anbox_tw.network.listeners import CreatorFactory, EndpointListener, TcpListener, UnixListener
 from anbox_tw.network.paths import DEFAULT_INSTANCE, RuntimePaths, check_instance_name, find_runtime_dir
 from anbox_tw.network.ports import PortAllocator, PortClaim, free_port, holder_of_port
@@ -47,6 +47,7 @@ __all__ = [
     "FdReceiver",
     "ForwardCreator",
     "IEndOfInput",
+    "ISocketCreator",
     "ITrackedConnection",
     "NullCreator",
     "PortAllocator",

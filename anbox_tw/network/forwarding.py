@@ -21,10 +21,25 @@ from anbox_tw.network.connectors import EndpointConnector, UnixConnector
 from anbox_tw.network.relaying import DEFAULTS, Relay, RelayProtocol, enlist, relay
 from anbox_tw.network.tracked import abort_transport
 
-__all__ = ["ForwardCreator"]
+__all__ = ["ForwardCreator", "ISocketCreator"]
 
 
-@implementer(IConnectionCreator)
+class ISocketCreator(IConnectionCreator):
+    """A creator that can serve an accepted socket without a transport of its own."""
+
+    def forward_socket(sock: Any, registry: Any) -> bool:
+        """Serve a socket that was just accepted.
+
+        Args:
+            sock: a ``socket.socket``; belongs to the creator when this returns True.
+            registry: `Connections` of the listener, which are not full.
+
+        Returns:
+            Whether it was taken; if not, nothing has happened, and ``create_connection_for`` is asked.
+        """
+
+
+@implementer(ISocketCreator)
 class ForwardCreator:
     """Relays each accepted connection to a new one of a connector: a port forward.
 

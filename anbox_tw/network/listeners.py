@@ -22,7 +22,7 @@ from anbox_tw.interfaces import IConnectionCreator
 from anbox_tw.network._published import PublishedSocket, check_path
 from anbox_tw.network.connections import CLOSE_GRACE_S, Connections
 from anbox_tw.network.credentials import describe_process
-from anbox_tw.network.forwarding import ForwardCreator
+from anbox_tw.network.forwarding import ISocketCreator
 from anbox_tw.network.ports import holder_of_port
 from anbox_tw.network.socket_connection import SocketConnection
 from anbox_tw.network.tracked import TrackedProtocol, abort_transport
@@ -101,7 +101,7 @@ class CreatorFactory(Factory):
         """Serve a socket that was just accepted, if it can be without a transport; else with one, as Twisted does."""
         if self._no_delay:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not self.registry.full and self.creator.forward_socket(sock, self.registry):  # type: ignore[attr-defined]  # a ForwardCreator
+        if not self.registry.full and self.creator.forward_socket(sock, self.registry):  # type: ignore[attr-defined]  # an ISocketCreator
             return
         protocol = self.buildProtocol(port._buildAddr(address))
         if protocol is None:
@@ -147,7 +147,7 @@ class _Listener(Service):
         return CreatorFactory(self.creator, self.connections, self.connection_name, tcp_no_delay=tcp_no_delay)
 
     def _quick(self) -> bool:
-        return isinstance(self.creator, ForwardCreator)
+        return ISocketCreator.providedBy(self.creator)
 
     def _listen(self) -> None:
         raise NotImplementedError
@@ -181,7 +181,7 @@ class _Listener(Service):
 
 
 class _QuickAccept:
-    """Mix-in for a Twisted port whose creator is a `ForwardCreator`: sockets go to it as they are."""
+    """Mix-in for a Twisted port whose creator is an `ISocketCreator`: sockets go to it as they are."""
 
     _log = Logger()
     factory: Any

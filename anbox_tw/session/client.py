@@ -147,6 +147,28 @@ class SessionClient:
             lambda answer: json.loads(answer.result)
         )
 
+    def add_forward(
+        self, listen: str, target: str, *, via: str = "auto", persistent: bool = False
+    ) -> Deferred[Info]:
+        """Add a forward; fires with the fields of ``Forward``. Arguments as ``Forwards.add``."""
+        request = pb.AddForward(listen=listen, target=target, via=via, persistent=persistent)
+        added = self.channel.call("add_forward", request, pb.ForwardList)
+        return added.addCallback(lambda answer: _forwards(answer)[0])
+
+    def remove_forward(self, listen: str) -> Deferred[Info]:
+        """Remove a forward; fires with what it was, when all of it is closed."""
+        removed = self.channel.call("remove_forward", pb.RemoveForward(listen=listen), pb.ForwardList)
+        return removed.addCallback(lambda answer: _forwards(answer)[0])
+
+    def remove_all_forwards(self) -> Deferred[list[Info]]:
+        """Remove all forwards; fires with what they were, when all is closed."""
+        request = pb.RemoveForward(all=True)
+        return self.channel.call("remove_forward", request, pb.ForwardList).addCallback(_forwards)
+
+    def forwards(self) -> Deferred[list[Info]]:
+        """The forwards, each with the fields of ``Forward``."""
+        return self.channel.call("list_forwards", pb.ListForwards(), pb.ForwardList).addCallback(_forwards)
+
     def when_lost(self) -> Deferred[str]:
         """A Deferred of the caller's own: fires with the reason when the connection has ended."""
         return self.channel.when_closed().addCallback(lambda closed: closed.cause)
@@ -173,6 +195,11 @@ class SessionClient:
                 callback(event)
             except Exception:
                 self._log.failure("a watcher failed")
+
+
+def _forwards(answer: pb.ForwardList) -> list[Info]:
+    names = [field.name for field in pb.Forward.DESCRIPTOR.fields]
+    return [{name: getattr(each, name) for name in names} for each in answer.forwards]
 
 
 def _nothing(_: object) -> None:

@@ -23,6 +23,7 @@ from anbox_tw.rpc._pb import anbox_session_pb2 as pb
 from anbox_tw.rpc._pb.anbox_rpc_pb2 import Void
 from anbox_tw.session.bridge import Rect
 from anbox_tw.session.errors import BadRequest
+from anbox_tw.session.forwards import Forward
 
 if TYPE_CHECKING:
     from anbox_tw.session.service import SessionService
@@ -70,6 +71,9 @@ class SessionControl:
             ("list_applications", pb.ListApplications, self._list_applications),
             ("get_clipboard", Void, self._get_clipboard),
             ("set_clipboard", pb.Clipboard, self._set_clipboard),
+            ("add_forward", pb.AddForward, self._add_forward),
+            ("remove_forward", pb.RemoveForward, self._remove_forward),
+            ("list_forwards", pb.ListForwards, self._list_forwards),
             ("device", pb.DeviceRequest, self._device),
         ):
             dispatcher.register(name, request, self._checked(handler))
@@ -194,3 +198,34 @@ class SessionControl:
             raise BadRequest(f"the arguments of {request.verb!r} must be a JSON object")
         result = await self._session.verbs.run(request.verb, arguments)
         return pb.DeviceAnswer(result=json.dumps(result))
+
+    def _add_forward(self, request: pb.AddForward, peer: Peer) -> pb.ForwardList:
+        forward = self._session.forwards.add(
+            request.listen, request.target, via=request.via or "auto", persistent=request.persistent
+        )
+        return pb.ForwardList(forwards=[self._forward(forward)])
+
+    async def _remove_forward(self, request: pb.RemoveForward, peer: Peer) -> pb.ForwardList:
+        forwards = self._session.forwards
+        removed = await forwards.remove_all() if request.all else [await forwards.remove(request.listen)]
+        return pb.ForwardList(forwards=map(self._forward, removed))
+
+    def _list_forwards(self, request: pb.ListForwards, peer: Peer) -> pb.ForwardList:
+        return pb.ForwardList(forwards=map(self._forward, self._session.forwards))
+
+    def _forward(self, forward: Forward) -> pb.Forward:
+        to_guest, from_guest = forward.count()
+        return pb.Forward(
+            listen=str(forward.listen),
+            target=str(forward.target),
+            via=forward.via,
+            way=self._session.forwards.way(forward.via, forward.target),
+            persistent=forward.persistent,
+            connections=forward.open,
+            accepted=forward.accepted,
+            failed=forward.failed,
+            bytes_to_guest=to_guest,
+            bytes_from_guest=from_guest,
+            last_error=forward.last_error,
+            problem=forward.problem,
+        )

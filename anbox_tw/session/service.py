@@ -34,6 +34,8 @@ from anbox_tw.session.dbus.service import DBusService
 from anbox_tw.session.desktop import DesktopFiles
 from anbox_tw.session.desktop_verbs import register_bridge_verbs
 from anbox_tw.session.errors import NotReadyYet
+from anbox_tw.session.forwards import Forward, Forwards, GuestSockets
+from anbox_tw.session.forwards.store import ForwardStore
 from anbox_tw.session.hardware import Hardware, HardwareSettings
 from anbox_tw.session.input import InputServer, register_input_verbs
 from anbox_tw.session.launchers import launchers_of
@@ -146,6 +148,8 @@ class SessionService(Service):
         dbus: the session on a bus, or None.
         adb: the ADB pipe service.
         adb_link: to the host's ADB server.
+        container_sockets: opens sockets in the container.
+        forwards: from the host to the guest.
     """
 
     _log = Logger()
@@ -210,6 +214,9 @@ class SessionService(Service):
         )
         register_bridge_verbs(self)
         self.dbus = DBusService(reactor, self, settings.dbus) if settings.dbus else None
+        self.container_sockets = GuestSockets(reactor, self.paths.instance)
+        store = ForwardStore(f"{settings.state_path}/forwards.json") if settings.state_path else None
+        self.forwards = Forwards(reactor, self.container_sockets, store=store, tell=self._forward_changed)
         self.control = SessionControl(self, self.clipboard, reactor, stop or self._asked_to_stop)
         # The control socket comes first: it is how a second session of the instance is found out.
         self._listeners = [
@@ -277,6 +284,7 @@ class SessionService(Service):
             "pipe_services": list(self.registry),
             "audio": self.audio.describe(),
             "input": self.input.describe(),
+            "forwards": len(self.forwards),
             "first_boot": self.state.first_boot,
             "starts": self.state.starts,
         }
@@ -320,7 +328,15 @@ class SessionService(Service):
         self.paths.make_directories()
         begun: list[Any] = []
         try:
-            for part in (*self._listeners, self.input, self.audio, self.desktop, self.adb, self.adb_link):
+            for part in (
+                *self._listeners,
+                self.input,
+                self.audio,
+                self.desktop,
+                self.adb,
+                self.adb_link,
+                self.forwards,
+            ):
                 part.startService()
                 begun.append(part)
         except Exception:
@@ -382,7 +398,7 @@ class SessionService(Service):
             await self._supervisor.stopService()
         self.bridge.reset()
         await self.desktop.stopService()
-        pipe_parts = [self.adb.stopService(), self.adb_link.stopService()]
+        pipe_parts = [self.forwards.stopService(), self.adb.stopService(), self.adb_link.stopService()]
         await gatherResults(pipe_parts, consumeErrors=True)
         parts = [*self._listeners, self.input, self.audio]
         await gatherResults([part.stopService() for part in parts], consumeErrors=True)
@@ -430,14 +446,22 @@ class SessionService(Service):
     def _container_changed(self, info: dict[str, Any]) -> None:
         if info:
             self.container_info.update(info)
+            if info.get("state") == "running" and "guest_sockets" in info:
+                self.container_sockets.container_runs(str(info["guest_sockets"]))
+            elif info.get("state", "running") != "running":
+                self.container_sockets.container_gone()
         else:
             # The container is gone, and with it what its guest reported.
             self.container_info.clear()
             self.bridge.reset()
+            self.container_sockets.container_gone()
         told = (info.get("state", "gone"), info.get("phase", "") or info.get("failure", ""))
         if told != self._container_told:
             self._container_told = told
             self._tell("container", *told)
+
+    def _forward_changed(self, what: str, forward: Forward) -> None:
+        self._tell("forward", str(forward.listen), f"{what}: {forward.target}")
 
     def _tell(self, kind: str, name: str, detail: str) -> None:
         self.control.tell(kind, name, detail)

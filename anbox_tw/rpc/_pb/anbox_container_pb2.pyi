@@ -114,7 +114,7 @@ class ContainerInfoRequest(_message.Message):
     def __init__(self, instance: _Optional[str] = ...) -> None: ...
 
 class ContainerInfo(_message.Message):
-    __slots__ = ("instance", "backend", "state", "phase", "owner_uid", "owner_gid", "pid", "address", "rootfs", "data_path", "detached", "started_at", "failure", "details", "error", "structured_error")
+    __slots__ = ("instance", "backend", "state", "phase", "owner_uid", "owner_gid", "pid", "address", "rootfs", "data_path", "detached", "started_at", "failure", "details", "guest_sockets", "error", "structured_error")
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class ContainerInfo(_message.Message):
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
+    GUEST_SOCKETS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     STRUCTURED_ERROR_FIELD_NUMBER: _ClassVar[int]
     instance: str
@@ -145,9 +146,10 @@ class ContainerInfo(_message.Message):
     started_at: float
     failure: str
     details: str
+    guest_sockets: str
     error: str
     structured_error: StructuredError
-    def __init__(self, instance: _Optional[str] = ..., backend: _Optional[str] = ..., state: _Optional[str] = ..., phase: _Optional[str] = ..., owner_uid: _Optional[int] = ..., owner_gid: _Optional[int] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., rootfs: _Optional[str] = ..., data_path: _Optional[str] = ..., detached: _Optional[bool] = ..., started_at: _Optional[float] = ..., failure: _Optional[str] = ..., details: _Optional[str] = ..., error: _Optional[str] = ..., structured_error: _Optional[_Union[StructuredError, _Mapping]] = ...) -> None: ...
+    def __init__(self, instance: _Optional[str] = ..., backend: _Optional[str] = ..., state: _Optional[str] = ..., phase: _Optional[str] = ..., owner_uid: _Optional[int] = ..., owner_gid: _Optional[int] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., rootfs: _Optional[str] = ..., data_path: _Optional[str] = ..., detached: _Optional[bool] = ..., started_at: _Optional[float] = ..., failure: _Optional[str] = ..., details: _Optional[str] = ..., guest_sockets: _Optional[str] = ..., error: _Optional[str] = ..., structured_error: _Optional[_Union[StructuredError, _Mapping]] = ...) -> None: ...
 
 class WatchContainers(_message.Message):
     __slots__ = ("instance",)

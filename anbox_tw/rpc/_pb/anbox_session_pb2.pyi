@@ -204,3 +204,65 @@ class DeviceAnswer(_message.Message):
     error: str
     structured_error: StructuredError
     def __init__(self, result: _Optional[str] = ..., error: _Optional[str] = ..., structured_error: _Optional[_Union[StructuredError, _Mapping]] = ...) -> None: ...
+
+class Forward(_message.Message):
+    __slots__ = ("listen", "target", "via", "way", "persistent", "connections", "accepted", "failed", "bytes_to_guest", "bytes_from_guest", "last_error", "problem")
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
+    WAY_FIELD_NUMBER: _ClassVar[int]
+    PERSISTENT_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TO_GUEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FROM_GUEST_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    listen: str
+    target: str
+    via: str
+    way: str
+    persistent: bool
+    connections: int
+    accepted: int
+    failed: int
+    bytes_to_guest: int
+    bytes_from_guest: int
+    last_error: str
+    problem: str
+    def __init__(self, listen: _Optional[str] = ..., target: _Optional[str] = ..., via: _Optional[str] = ..., way: _Optional[str] = ..., persistent: _Optional[bool] = ..., connections: _Optional[int] = ..., accepted: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_to_guest: _Optional[int] = ..., bytes_from_guest: _Optional[int] = ..., last_error: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class AddForward(_message.Message):
+    __slots__ = ("listen", "target", "via", "persistent")
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
+    PERSISTENT_FIELD_NUMBER: _ClassVar[int]
+    listen: str
+    target: str
+    via: str
+    persistent: bool
+    def __init__(self, listen: _Optional[str] = ..., target: _Optional[str] = ..., via: _Optional[str] = ..., persistent: _Optional[bool] = ...) -> None: ...
+
+class RemoveForward(_message.Message):
+    __slots__ = ("listen", "all")
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    listen: str
+    all: bool
+    def __init__(self, listen: _Optional[str] = ..., all: _Optional[bool] = ...) -> None: ...
+
+class ListForwards(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ForwardList(_message.Message):
+    __slots__ = ("forwards", "error", "structured_error")
+    FORWARDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    forwards: _containers.RepeatedCompositeFieldContainer[Forward]
+    error: str
+    structured_error: StructuredError
+    def __init__(self, forwards: _Optional[_Iterable[_Union[Forward, _Mapping]]] = ..., error: _Optional[str] = ..., structured_error: _Optional[_Union[StructuredError, _Mapping]] = ...) -> None: ...
