@@ -299,7 +299,7 @@ class Launcher:
             self.child = self._expect("forked")["pid"]
             os.waitpid(entry, 0)
             notes = self._expect("built")["notes"]
-            self._open_gate(inside=True)
+            gate = self._open_gate(inside=True)
             address, note = self._connect(unshared["namespaces"])
             os.write(pipes.go[1], b"g")
             self._expect("started")
@@ -316,6 +316,7 @@ class Launcher:
             refused=unshared["refused"],
             notes=[*notes, *note],
             address=address,
+            gate=gate,
         )
 
     def _connect(self, got: list[str]) -> tuple[str | None, list[str]]:
@@ -355,21 +356,24 @@ class Launcher:
         why = " ".join(said).strip()[:200] or "it ended without a word"
         return None, [f"no network beyond the container: slirp4netns failed: {why}"]
 
-    def _open_gate(self, *, inside: bool) -> None:
+    def _open_gate(self, *, inside: bool) -> bool:
         """Fork the helper that opens sockets in the container, while its first process can still be looked at."""
         gate, self.gate = self.gate, None
         if gate is None:
-            return
+            return False
         launcher = os.getpid()
         plan = self.plan
         if os.fork():
             gate.close()
-            return
+            return True
         try:  # pragma: no cover
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            os.closerange(0, gate.fileno())
+            null = os.open("/dev/null", os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(null, descriptor)
+            os.closerange(3, gate.fileno())
             os.closerange(gate.fileno() + 1, MAX_DESCRIPTORS)
             plain = plan["plain"]
             if not inside:
@@ -463,7 +467,7 @@ class Launcher:
             error_text = file.read(4096).decode("utf-8", "replace")
         if error_text:
             raise namespaces.Failed("ANBOX-C013", f"init cannot be executed: {plan['argv'][0]}", error_text)
-        self._open_gate(inside=False)
+        gate = self._open_gate(inside=False)
         tell(
             event="started",
             isolation="plain",
@@ -472,6 +476,7 @@ class Launcher:
             refused={"all": why or "not asked for"},
             notes=notes,
             address=None,
+            gate=gate,
         )
 
     # -- while it runs --

@@ -209,7 +209,14 @@ class ProcessContainer:
             self._entry = self._journal.more(
                 entry, pid=pid, start_time=process_start_time(pid, context), boot_id=boot_id(context)
             )
-        return starting.addCallback(lambda _: gate.when_ready()).addCallback(lambda _: None)
+        return starting.addCallback(lambda _: self._wait_for_gate(gate))
+
+    def _wait_for_gate(self, gate: GuestGate) -> Deferred[Any]:
+        """Whoever hears that the container runs may open sockets in it at once, if anybody ever may."""
+        if self._started.get("gate"):
+            return gate.when_ready()
+        gate.close("the launcher has started no helper")
+        return succeed(None)
 
     def stop(self, timeout: float) -> Deferred[None]:
         """Ask init to end with SIGTERM, kill it after ``timeout`` seconds; fires when all is gone."""

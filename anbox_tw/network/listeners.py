@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet import tcp, unix
-from twisted.internet.abstract import isIPAddress
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
@@ -371,7 +371,7 @@ class TcpListener(_Listener):
                     raise NetworkError(f"the socket given for TCP port {self._wanted} is closed")
                 self._port = self._adopt(listening, factory)
             return
-        quick = self._quick() and isIPAddress(self.interface)
+        quick = self._quick() and (isIPAddress(self.interface) or isIPv6Address(self.interface))
         try:
             if quick:
                 port = _QuickTcpPort(self._wanted, factory, BACKLOG, self.interface, self._reactor)

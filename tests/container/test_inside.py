@@ -201,8 +201,9 @@ class LightTests(SynchronousTestCase):
             ["anbox_tw", *(f"anbox_tw.{n}" for n in ("_version", "container"))]
             + [
                 f"anbox_tw.container.{n}"
-                for n in ("_landlock", "_launch", "_logfile", "_namespaces", "_syscalls")
-            ],
+                for n in ("_landlock", "_launch", "_logfile", "_namespaces", "_syscalls", "guest_sockets")
+            ]
+            + [f"anbox_tw.container.guest_sockets.{n}" for n in ("_helper", "_wire")],
         )
 
 

@@ -219,6 +219,13 @@ class FakeReactor(Clock):
         super().__init__()
         self.error: OSError | None = None
         self.transport = FakeTransport()
+        self.readers: set[Any] = set()
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.add(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.discard(reader)
 
     def spawnProcess(self, protocol: Any, *arguments: Any, **more: Any) -> FakeTransport:
         if self.error is not None:

@@ -115,7 +115,11 @@ class Sandbox:
         self, *arguments: str, limit_s: float = COMMAND_LIMIT_S, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run ``anbox`` to its end."""
-        return self.run([sys.executable, "-m", "anbox_tw.cli", *arguments], limit_s=limit_s, **environment)
+        return self.run(self.command(*arguments), limit_s=limit_s, **environment)
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of ``anbox``."""
+        return [sys.executable, "-m", "anbox_tw.cli", *arguments]
 
     def up(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start ``anbox up`` in the background."""
@@ -123,7 +127,7 @@ class Sandbox:
         if "--data-path" not in arguments:
             arguments = (*arguments, "--data-path", self.data_path(*arguments))
         process = subprocess.Popen(
-            [sys.executable, "-m", "anbox_tw.cli", "up", *arguments],
+            self.command("up", *arguments),
             env={**self.environment, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,

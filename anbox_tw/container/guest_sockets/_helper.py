@@ -23,7 +23,7 @@ import select
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from anbox_tw.container import _syscalls as sys_
 from anbox_tw.container.guest_sockets._wire import (
@@ -101,10 +101,15 @@ class Place:
         """
         try:
             return self._open(request)
+        except socket.gaierror:
+            return errno.EINVAL, None
         except OSError as error:
             return error.errno or errno.EIO, None
         except (MessageError, ValueError):
             return errno.EINVAL, None
+        except Exception as error:
+            # One request that goes wrong is no reason to fail all others.
+            return _unexpected(error), None
 
     def _open(self, request: Request) -> tuple[int, socket.socket | None]:
         kind, text = request.kind, request.text
@@ -113,10 +118,13 @@ class Place:
             address, port = decode_address(text)
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             stream = kind == Kind.TCP
+            # Never a name, which would be looked up, and by the host's name servers. As bytes: for a text Python
+            # imports a codec, which the container's root may not read.
+            found = socket.getaddrinfo(address.encode(), port, family, flags=socket.AI_NUMERICHOST)
+            target: Any = found[0][4]
             sock = socket.socket(family, (socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) | flags)
             if stream:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            target: tuple[str, int] | bytes = (address, port)
         elif kind == Kind.ABSTRACT:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | flags)
             target = b"\0" + text
@@ -144,7 +152,16 @@ class Place:
             os.close(found)
 
 
-def _connect(sock: socket.socket, target: tuple[str, int] | bytes) -> tuple[int, socket.socket | None]:
+def _unexpected(error: Exception) -> int:
+    """Tell of a defect, where there is somebody to tell; the launcher's helper has no standard error."""
+    try:
+        os.write(2, f"{error!r}\n".encode())
+    except OSError:
+        pass
+    return errno.EIO
+
+
+def _connect(sock: socket.socket, target: Any) -> tuple[int, socket.socket | None]:
     try:
         number = sock.connect_ex(target)
         if number == errno.EINPROGRESS:
