@@ -363,8 +363,13 @@ class Launcher:
             return False
         launcher = os.getpid()
         plan = self.plan
+        # It must be inside before the container's first process goes on, and hides from those without rights over it.
+        reading, writing = os.pipe()
         if os.fork():
             gate.close()
+            os.close(writing)
+            os.read(reading, 1)
+            os.close(reading)
             return True
         try:  # pragma: no cover
             signal.set_wakeup_fd(-1)
@@ -373,12 +378,16 @@ class Launcher:
             null = os.open("/dev/null", os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(null, descriptor)
-            os.closerange(3, gate.fileno())
-            os.closerange(gate.fileno() + 1, MAX_DESCRIPTORS)
+            kept = (gate.fileno(), writing)
+            for descriptor in range(3, MAX_DESCRIPTORS):
+                if descriptor not in kept:
+                    _close_quietly(descriptor)
             plain = plan["plain"]
             if not inside:
                 _become_plain(plain, plan)
-            _helper.serve(gate, self.child, parent=launcher, inside=inside, prefix=plain["root"])
+            _helper.serve(
+                gate, self.child, parent=launcher, inside=inside, prefix=plain["root"], entered=writing
+            )
         finally:
             os._exit(0)
 
@@ -607,6 +616,13 @@ def _become_plain(plain: dict[str, Any], plan: dict[str, Any]) -> None:
     elif os.geteuid() == 0:
         sys_.drop_capabilities(frozenset())
     sys_.no_new_privileges()
+
+
+def _close_quietly(descriptor: int) -> None:
+    try:
+        os.close(descriptor)
+    except OSError:
+        pass
 
 
 def _kill_quietly(pid: int, number: int = signal.SIGKILL) -> None:

@@ -114,12 +114,16 @@ class ForwardCase(SynchronousTestCase):
         return link
 
     def echo(self, port: int, data: bytes = b"x" * 100_000) -> None:
-        link = self.connect(port)
-        link.sendall(data)
-        link.shutdown(socket.SHUT_WR)
-        got = b""
-        while more := link.recv(65536):
-            got += more
+        try:
+            link = self.connect(port)
+            link.sendall(data)
+            link.shutdown(socket.SHUT_WR)
+            got = b""
+            while more := link.recv(65536):
+                got += more
+        except OSError as error:
+            listed = self.box.anbox("forward", "--list", "--json").stdout
+            self.fail(f"{error!r}\n{listed}\n{self.box.anbox('logs').stdout[-10000:]}")
         self.assertEqual(got, data + b"end")
 
     def assert_reset(self, port: int) -> None:

@@ -318,6 +318,7 @@ def serve(
     parent: int,
     inside: bool = True,
     prefix: str = "",
+    entered: int = -1,
 ) -> None:
     """Be the helper, in this process, from now on.
 
@@ -327,6 +328,7 @@ def serve(
         parent: our parent, with whom we die.
         inside: the container has namespaces.
         prefix: if it has none: the directory that stands for its root.
+        entered: descriptor that is closed when we are inside.
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -337,6 +339,9 @@ def serve(
     except OSError as error:
         control.send(b"failed: " + (error.strerror or str(error)).encode()[:200])
         return
+    finally:
+        if entered >= 0:
+            os.close(entered)
     if os.getppid() != parent:
         return
     control.send(b"ready")
