@@ -68,6 +68,7 @@ class Wanted:
     microphone: str | None = None
     touch_emulation: bool = True
     dbus: str | None = None
+    hardware: tuple[str, ...] = ()
 
     def manager_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-container``."""
@@ -92,7 +93,7 @@ class Wanted:
             if value is not None:
                 options += ["--" + name.replace("_", "-"), value]
         flags = ["--launchers"] * self.launchers + ["--no-touch-emulation"] * (not self.touch_emulation)
-        return [*options, *flags]
+        return [*options, *flags, *self.hardware]
 
 
 @click.command()
@@ -148,6 +149,24 @@ class Wanted:
     type=click.Choice(["session", "system", "none"]),
     help="The bus that the session is on as org.anbox.  [default: session]",
 )
+@click.option(
+    "--camera",
+    "cameras",
+    metavar="[front=]SOURCE",
+    multiple=True,
+    help="What a camera shows: test-pattern, none, image:PATH or video:PATH.  [default: back=test-pattern, front=none]",
+)
+@click.option("--disabled-sensors", metavar="NAMES", help="Sensors that the device shall not have, by comma.")
+@click.option(
+    "--allow-outward",
+    "allowed",
+    metavar="PATTERN",
+    multiple=True,
+    help="What the guest may connect to on the host: tcp:PORT, tcp:HOST:PORT, unix:PATH.  [default: nothing]",
+)
+@click.option(
+    "--renderer", metavar="ENDPOINT", help="What draws for the guest's opengles.  [default: nothing]"
+)
 @click.option("-d", "--detach", is_flag=True, help="Return when the guest has booted; the instance goes on.")
 @click.option(
     "--timeout",
@@ -172,6 +191,10 @@ def up(
     microphone: str | None,
     touch_emulation: bool,
     dbus: str | None,
+    cameras: tuple[str, ...],
+    disabled_sensors: str | None,
+    allowed: tuple[str, ...],
+    renderer: str | None,
     detach: bool,
     timeout: float,
     verbose: bool,
@@ -203,10 +226,39 @@ def up(
         check_microphone(microphone) if microphone is not None else None,
         touch_emulation,
         dbus,
+        _hardware_options(cameras, disabled_sensors, allowed, renderer),
     )
     if detach:
         return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))
     return run(lambda reactor: _Up(reactor, where, wanted, verbose=verbose).main(), patient=True)
+
+
+def _hardware_options(
+    cameras: tuple[str, ...], disabled_sensors: str | None, allowed: tuple[str, ...], renderer: str | None
+) -> tuple[str, ...]:
+    """The session's options for its hardware, checked; paths are made absolute, for it runs in another directory.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    from anbox_tw.qemu.camera_sources import parse_source
+    from anbox_tw.qemu.outward import Allowance
+
+    words = []
+    for camera in cameras:
+        direction, equals, source = (
+            camera.partition("=") if camera.startswith(("back=", "front=")) else ("", "", camera)
+        )
+        kind, path = parse_source(source)
+        words.append(f"--camera={direction}{equals}{kind}{f':{path}' if path else ''}")
+    for pattern in allowed:
+        Allowance.parse(pattern)
+        words.append(f"--allow-outward={pattern}")
+    if disabled_sensors is not None:
+        words.append(f"--disabled-sensors={disabled_sensors}")
+    if renderer is not None:
+        words.append(f"--renderer={renderer}")
+    return tuple(words)
 
 
 async def _detached(reactor: Any, where: Instance, data_path: str | None, seconds: float) -> int:
