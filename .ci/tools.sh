@@ -23,6 +23,8 @@ need dnsmasq dnsmasq-base
 need gcc gcc
 need strace strace
 need socat socat
+need nc netcat-openbsd
+need telnet telnet
 need ping iputils-ping
 need desktop-file-validate desktop-file-utils
 need gio libglib2.0-bin

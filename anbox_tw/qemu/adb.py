@@ -13,6 +13,7 @@ open one without a guest would be an offline device.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
@@ -203,6 +204,7 @@ class AdbPipeService(Service):
         link: is told at which port the device is.
         console: serves the even port of the pair; by default it refuses every connection.
         wanted: the even port of the pair to take; ``None`` takes the first free one.
+        reserved: called with the even port each time a pair is taken.
     """
 
     name = "qemud:adb"
@@ -216,8 +218,10 @@ class AdbPipeService(Service):
         *,
         console: IConnectionCreator | None = None,
         wanted: int | None = None,
+        reserved: Callable[[int], object] = lambda port: None,
     ) -> None:
         self.clock = reactor
+        self._reserved = reserved
         self._reactor = reactor
         self._ports = ports
         self._link = link
@@ -367,6 +371,7 @@ class AdbPipeService(Service):
         self._console_port = TcpListener(self._reactor, claim.take(0), self._console, name="console")
         self._console_port.startService()
         self.port = claim.first + 1
+        self._reserved(claim.first)
 
     def _listen(self) -> None:
         if self._listener is not None:

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, fail, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anbox_tw.console import Console
 from anbox_tw.device import Device
 from anbox_tw.device.injector import Injector
 from anbox_tw.interfaces import IClipboard, IPipeService
@@ -28,6 +29,7 @@ from anbox_tw.session._state import Input, Levels, SessionState
 from anbox_tw.session.audio import DEFAULT_LATENCY_S, AudioServer, make_sink, make_source
 from anbox_tw.session.bridge import Bridge
 from anbox_tw.session.clipboard import Clipboard
+from anbox_tw.session.console_host import SessionConsole
 from anbox_tw.session.container import ContainerRequest, ContainerSupervisor, ManagerConnection
 from anbox_tw.session.control import SessionControl
 from anbox_tw.session.dbus.service import DBusService
@@ -72,6 +74,8 @@ class SessionSettings:
         rootfs: a directory, ``host``, or empty for the manager's default.
         image: an Android image, or empty.
         data_path: or empty for the manager's default.
+        console: whether the emulator console is served.
+        console_token: the file with its secret; ``.emulator_console_auth_token`` in the home directory by default.
         boot_properties: for the guest's ``qemud:boot-properties``.
         extra_properties: ``name=value`` for the guest's default.prop, beside our own.
         devices: device paths the container gets, with permission bits.
@@ -95,6 +99,8 @@ class SessionSettings:
     paths: RuntimePaths
     adb_server: AdbServerAddress = attrs.field(factory=AdbServerAddress)
     console_port: int | None = None
+    console: bool = True
+    console_token: str = ""
     backend: str = ""
     rootfs: str = ""
     image: str = ""
@@ -134,6 +140,7 @@ class SessionService(Service):
             this service.
 
     Attributes:
+        console: the emulator console, or None.
         device: the model of its hardware.
         verbs: what the control socket's ``device`` call knows.
         hardware: the pipe services that show the device to the guest, and what plays on it.
@@ -150,6 +157,7 @@ class SessionService(Service):
         adb_link: to the host's ADB server.
         container_sockets: opens sockets in the container.
         forwards: from the host to the guest.
+        end: ends the session, with a reason.
     """
 
     _log = Logger()
@@ -190,8 +198,16 @@ class SessionService(Service):
         self._observers: list[Callable[[str, str, str], object]] = []
         self.adb_link = AdbServerLink(reactor, settings.adb_server)
         self.adb_link.observe(self._adb_changed)
+        self.console = (
+            Console(reactor, SessionConsole(self), settings.console_token) if settings.console else None
+        )
         self.adb = AdbPipeService(
-            reactor, ports or PortAllocator(), self.adb_link, wanted=settings.console_port
+            reactor,
+            ports or PortAllocator(),
+            self.adb_link,
+            console=self.console,
+            wanted=settings.console_port,
+            reserved=self._ports_reserved,
         )
         self.registry = PipeServiceRegistry()
         self.hardware = Hardware(reactor, self.device, settings.hardware, self._tell)
@@ -217,7 +233,8 @@ class SessionService(Service):
         self.container_sockets = GuestSockets(reactor, self.paths.instance)
         store = ForwardStore(f"{settings.state_path}/forwards.json") if settings.state_path else None
         self.forwards = Forwards(reactor, self.container_sockets, store=store, tell=self._forward_changed)
-        self.control = SessionControl(self, self.clipboard, reactor, stop or self._asked_to_stop)
+        self.end = stop or self._asked_to_stop
+        self.control = SessionControl(self, self.clipboard, reactor, self.end)
         # The control socket comes first: it is how a second session of the instance is found out.
         self._listeners = [
             UnixListener(reactor, self.paths.control, self.control.factory, mode=0o600, name="control"),
@@ -328,11 +345,13 @@ class SessionService(Service):
         self.paths.make_directories()
         begun: list[Any] = []
         try:
+            console = [self.console] if self.console is not None else []
             for part in (
                 *self._listeners,
                 self.input,
                 self.audio,
                 self.desktop,
+                *console,
                 self.adb,
                 self.adb_link,
                 self.forwards,
@@ -342,8 +361,6 @@ class SessionService(Service):
         except Exception:
             self._give_up(begun)
             raise
-        # The emulator's phone numbers end with the console's port.
-        self.device.phone.update(number=f"1555521{self.adb.port - 1:04d}"[-15:])
         super().startService()
         self.started_at = time.time()
         if self.dbus is not None:
@@ -399,6 +416,8 @@ class SessionService(Service):
         self.bridge.reset()
         await self.desktop.stopService()
         pipe_parts = [self.forwards.stopService(), self.adb.stopService(), self.adb_link.stopService()]
+        if self.console is not None:
+            pipe_parts.append(self.console.stopService())
         await gatherResults(pipe_parts, consumeErrors=True)
         parts = [*self._listeners, self.input, self.audio]
         await gatherResults([part.stopService() for part in parts], consumeErrors=True)
@@ -411,6 +430,12 @@ class SessionService(Service):
         self._log.failure("Stopping a part failed", failure)
 
     # -- what the parts tell --
+
+    def _ports_reserved(self, console_port: int) -> None:
+        # The emulator's phone numbers end with the console's port.
+        self.device.phone.update(number=f"1555521{console_port:04d}")
+        if self.console is not None:
+            self.console.listen6(console_port)
 
     def _state_changed(self, what: str) -> None:
         state = self.state

@@ -78,6 +78,13 @@ class Options(CommandOptions):
             "",
             "Even port of the pair to take; adb gets the next one. [default: the first free one from 5554]",
         ],
+        [
+            "console-token",
+            None,
+            "",
+            "The file with the emulator console's token; an empty file asks nobody. "
+            "[default: .emulator_console_auth_token in the home directory]",
+        ],
         ["backend", None, "", "How the container is run: process or lxc. [default: the manager's]"],
         ["rootfs", None, "", "What the container sees as /: 'host' or a directory. [default: the manager's]"],
         ["image", None, "", "An Android image (squashfs or ext4) instead of --rootfs."],
@@ -134,6 +141,7 @@ class Options(CommandOptions):
             "No container manager: the guest is brought by somebody else. Needs --experimental.",
         ],
         ["experimental", None, "Allow what is experimental."],
+        ["no-console", None, "Refuse connections to the console port."],
         ["server-side-decoration", None, "The guest draws no window frames (ro.anbox.no_decorations=1)."],
         ["rootless", None, "Talk to this user's own container manager, never to the system's."],
         [
@@ -239,7 +247,7 @@ class Options(CommandOptions):
             raise usage.UsageError(f"--backend {self['backend']}: there is process, and there is lxc")
         if self["image"] and self["rootfs"]:
             raise usage.UsageError("--image and --rootfs exclude each other")
-        for name in ("image", "rootfs", "data-path", "boot-icon"):
+        for name in ("image", "rootfs", "data-path", "boot-icon", "console-token"):
             if self[name] and self[name] != "host":
                 self[name] = os.path.abspath(self[name])
         self._window_size()
@@ -282,6 +290,8 @@ class Options(CommandOptions):
             paths=paths,
             adb_server=self._adb_server(),
             console_port=self._console_port(),
+            console=not self["no-console"],
+            console_token=self["console-token"],
             backend=self["backend"],
             rootfs=self["rootfs"],
             image=self["image"],

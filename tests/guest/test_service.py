@@ -61,6 +61,7 @@ class GuestCase(TestCase):
         settings = SessionSettings(
             paths=RuntimePaths(f"{self.home}/run"),
             adb_server=AdbServerAddress(port=self.adb.port),
+            console_token=f"{self.home}/token",
             standalone=True,
         )
         session = SessionService(reactor, settings, Deferred)

@@ -54,6 +54,7 @@ class WholeCase(TestCase):
         settings = SessionSettings(
             paths=self.paths,
             adb_server=AdbServerAddress(port=self.adb.port),
+            console_token=f"{self.home}/token",
             backend="process",
             rootfs="host",
         )

@@ -69,7 +69,7 @@ class OriginalManagerTests(TestCase):
         unix: Any = reactor
         self.addCleanup(unix.listenUNIX(path, self.factory).stopListening)
         paths = RuntimePaths(self.runtime)
-        settings = SessionSettings(paths=paths, adb_server=AdbServerAddress(port=free_port()))
+        settings = SessionSettings(paths=paths, adb_server=AdbServerAddress(port=free_port()), console=False)
         self.session = SessionService(reactor, settings, manager_connector(reactor, path, paths))
         self.addCleanup(self.session.stopService)
 

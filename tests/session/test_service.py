@@ -53,6 +53,7 @@ class SessionCase(TestCase):
     def make(self, **settings: Any) -> SessionService:
         settings.setdefault("paths", RuntimePaths(self.runtime))
         settings.setdefault("adb_server", AdbServerAddress(port=free_port()))
+        settings.setdefault("console_token", f"{self.runtime}/token")
         session = SessionService(
             reactor, SessionSettings(**settings), self.managers.connect, stop=self.stops.append
         )
@@ -359,7 +360,9 @@ class ControlTests(SessionCase):
         self.assertIn(f"pid {os.getpid()}: enough", self.stops[0])
 
     async def test_a_session_without_a_program_stops_itself(self) -> None:
-        settings = SessionSettings(paths=RuntimePaths(self.runtime, "alone"), standalone=True)
+        settings = SessionSettings(
+            paths=RuntimePaths(self.runtime, "alone"), standalone=True, console_token=f"{self.runtime}/token"
+        )
         session = SessionService(reactor, settings, self.managers.connect)
         session.startService()
         client = await self.client(session)

@@ -9,8 +9,10 @@ import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from anbox_tw.errors import AlreadyRunning, AnboxError
+from anbox_tw.interfaces import IRedirections
 from anbox_tw.network import Connections, RelayResult, TcpListener, UnixListener
 from anbox_tw.session.forwards.errors import BadSpec, ForwardError, NoSuchForward
 from anbox_tw.session.forwards.guest import GuestSockets
@@ -86,6 +88,7 @@ class Forward:
         self.last_error = why
 
 
+@implementer(IRedirections)
 class Forwards(Service):
     """Keeps the forwards of a session.
 
