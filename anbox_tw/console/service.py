@@ -180,9 +180,8 @@ class Console(Service):
         assert isinstance(sender, _Connection)
         return _Client(sender, ConsoleSession(self._host, self.token), self._host)
 
-    def startService(self) -> None:
-        """See that the token is there, so that clients can read it before they connect."""
-        super().startService()
+    def ensure_token(self) -> None:
+        """See that the token is there, so that clients can read it before they connect; logs why it cannot be."""
         try:
             self.token.load()
         except PermissionRefused as error:

@@ -361,6 +361,8 @@ class SessionService(Service):
         except Exception:
             self._give_up(begun)
             raise
+        if self.console is not None:
+            self.console.ensure_token()
         super().startService()
         self.started_at = time.time()
         if self.dbus is not None:

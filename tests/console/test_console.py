@@ -250,14 +250,13 @@ class TokenTests(ConsoleCase):
         os.unlink(self.path)
         before = os.umask(0)
         self.addCleanup(os.umask, before)
-        self.console.startService()
+        self.console.ensure_token()
         token = AuthToken(self.path).load()
         self.assertRegex(token, r"\A[A-Za-z0-9+/]{16}\Z")
         with open(self.path) as file:
             self.assertEqual(file.read(), token)
         self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
         self.assertEqual(AuthToken(self.path).load(), token)
-        self.successResultOf(self.console.stopService())
 
     def test_white_space_around_it_does_not_count(self) -> None:
         self.make(" \n abc \n")

@@ -45,6 +45,9 @@ class SessionCase(TestCase):
     def setUp(self) -> None:
         self.runtime = tempfile.mkdtemp(prefix="as-")
         self.addCleanup(shutil.rmtree, self.runtime, ignore_errors=True)
+        home = tempfile.mkdtemp(prefix="as-")
+        self.addCleanup(shutil.rmtree, home, ignore_errors=True)
+        self.token = f"{home}/token"
         self.managers = FakeManagers(answer=True)
         self.events: list[tuple[str, str, str]] = []
         self.stops: list[str] = []
@@ -53,7 +56,7 @@ class SessionCase(TestCase):
     def make(self, **settings: Any) -> SessionService:
         settings.setdefault("paths", RuntimePaths(self.runtime))
         settings.setdefault("adb_server", AdbServerAddress(port=free_port()))
-        settings.setdefault("console_token", f"{self.runtime}/token")
+        settings.setdefault("console_token", self.token)
         session = SessionService(
             reactor, SessionSettings(**settings), self.managers.connect, stop=self.stops.append
         )
@@ -361,7 +364,7 @@ class ControlTests(SessionCase):
 
     async def test_a_session_without_a_program_stops_itself(self) -> None:
         settings = SessionSettings(
-            paths=RuntimePaths(self.runtime, "alone"), standalone=True, console_token=f"{self.runtime}/token"
+            paths=RuntimePaths(self.runtime, "alone"), standalone=True, console_token=self.token
         )
         session = SessionService(reactor, settings, self.managers.connect)
         session.startService()

@@ -16,6 +16,7 @@ from twisted.plugin import getPlugins
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from anbox_tw.console._auth import TOKEN_FILE
 from anbox_tw.errors import ConfigError, NotRunning
 from anbox_tw.network import RetryPolicy, RuntimePaths
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
@@ -233,7 +234,8 @@ class ProgramTests(TestCase):
         self.assertEqual(await first.ended, -signal.SIGTERM)
         self.assertNotIn(b"Traceback", first.output)
         self.assertNotIn(b"Unhandled", first.output)
-        self.assertEqual(os.listdir(self.runtime), [])
+        # HOME is there too
+        self.assertEqual(os.listdir(self.runtime), [TOKEN_FILE])
 
     async def test_stop_by_the_control_socket(self) -> None:
         program = self.twistd("--standalone", "--experimental")
@@ -241,7 +243,8 @@ class ProgramTests(TestCase):
         await client.stop("test")
         await client.when_lost()
         self.assertEqual(await program.ended, 0)
-        self.assertEqual(os.listdir(self.runtime), [])
+        # HOME is there too
+        self.assertEqual(os.listdir(self.runtime), [TOKEN_FILE])
 
     async def test_a_taken_port_is_said_and_leaves_nothing(self) -> None:
         with socket.socket() as taken:
