@@ -41,6 +41,7 @@ class Transport(StringTransport):
     """Tells its protocol when it is closed."""
 
     protocol: Any
+    reactor: Any
     closing = False
 
     def loseConnection(self) -> None:
@@ -65,7 +66,7 @@ class Client:
 
     def hear(self) -> list[str]:
         """The lines since the last time; each must have ended in CR LF."""
-        text = self.transport.value().decode()
+        text: str = self.transport.value().decode()
         self.transport.clear()
         *lines, rest = text.split("\r\n")
         assert rest == "", rest

@@ -79,9 +79,7 @@ class ConsoleTests(TestCase):
     async def run_program(self, *command: str, data: bytes = b"", close: bool = True) -> str:
         program = Program(data, close)
         environment = {**os.environ, "HOME": self.home}
-        reactor.spawnProcess(  # type: ignore[attr-defined]
-            program, need_tool(command[0]), command, env=environment, path=self.home
-        )
+        reactor.spawnProcess(program, need_tool(command[0]), command, env=environment, path=self.home)
         return await program.done.addTimeout(60, reactor)
 
     async def test_adb_emu(self) -> None:
