@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from anbox_tw.device.errors import BadValue
 from anbox_tw.device.part import Part, in_range
 
-__all__ = ["MAX_SENTENCE_BYTES", "Fix", "Location"]
+__all__ = ["GOOD_SATELLITES", "MAX_SENTENCE_BYTES", "Fix", "Location"]
 
 MAX_SENTENCE_BYTES = 82
 """Of an NMEA sentence without its line end: the guest's HAL (``gps_qemu.c``, ``NMEA_MAX_SIZE`` 83) drops longer lines."""
+
+GOOD_SATELLITES = 8
+"""Of a fix whose maker does not say: a clear sky."""
 
 
 @attrs.frozen
@@ -43,6 +48,14 @@ class Location(Part[Fix]):
 
     def __init__(self) -> None:
         super().__init__(Fix())
+
+    def update(self, **changes: Any) -> Fix:
+        """As that of any part, and a new fix; one that has a place and no satellites gets `GOOD_SATELLITES`."""
+        if changes.keys() & {"latitude", "longitude"} and not self.state.satellites:
+            changes.setdefault("satellites", GOOD_SATELLITES)
+        fix = super().update(**changes)
+        self.emit("fix", fix)
+        return fix
 
     def set_fix(self, fix: Fix) -> None:
         """Take a new fix and tell it, even where it is equal to the last one: a receiver reports at a pace."""

@@ -20,7 +20,7 @@ from xml.parsers import expat
 import attrs
 
 from anbox_tw.device.errors import BadValue
-from anbox_tw.device.location import Fix
+from anbox_tw.device.location import GOOD_SATELLITES, Fix
 
 __all__ = ["FORMATS", "MAX_POINTS", "RoutePoint", "parse_route", "positions", "timed"]
 
@@ -34,9 +34,6 @@ DEFAULT_SPEED_M_S = 13.9
 """50 km/h, for points without times."""
 
 KNOT_M_S = 1852 / 3600
-
-SATELLITES = 8
-"""Of a route that does not say: a good fix."""
 
 
 @attrs.frozen
@@ -190,7 +187,7 @@ def _point(line: int, values: dict[str, Any]) -> RoutePoint:
     try:
         numbers = {name: float(value) for name, value in values.items() if name != "time"}
         moment = _moment(values["time"]) if "time" in values else None
-        satellites = int(numbers.get("satellites", SATELLITES))
+        satellites = int(numbers.get("satellites", GOOD_SATELLITES))
         fix = Fix(
             latitude=numbers["latitude"],
             longitude=numbers["longitude"],

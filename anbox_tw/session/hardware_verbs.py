@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from anbox_tw.device import SENSORS, BadValue, Fix
+from anbox_tw.device.location import GOOD_SATELLITES
 from anbox_tw.session.errors import BadRequest
 from anbox_tw.session.players import read_text
 
@@ -77,7 +78,7 @@ class HardwareVerbs:
         longitude: float,
         latitude: float,
         altitude: float = 0.0,
-        satellites: int = 8,
+        satellites: int = GOOD_SATELLITES,
         speed: float = 0.0,
         bearing: float = 0.0,
         time: float | None = None,
@@ -189,8 +190,8 @@ class HardwareVerbs:
         """The cameras, back and front.
 
         Returns:
-            For each ``name``, ``direction``, ``source``, ``sizes``, whether a guest has ``connected`` it, what it has
-            started (``capture``: null, or ``size`` and ``format``) and how many ``frames`` were given.
+            For each ``name``, ``direction``, ``source``, ``sizes``, whether a guest has ``connected`` it, how many ``frames``
+            were given, and ``capture``, what is started: null, or ``size`` and ``format``.
         """
         return [camera.describe() for camera in self._hardware.camera.cameras.values()]
 

@@ -75,7 +75,7 @@ class PartTests(SynchronousTestCase):
             (False, BatteryStatus.DISCHARGING, 7, BatteryHealth.DEAD),
         )
         self.device.location.update_from_text({"latitude": 52, "longitude": "13.4", "time": ""})
-        self.assertEqual(self.device.location.state, Fix(latitude=52.0, longitude=13.4))
+        self.assertEqual(self.device.location.state, Fix(latitude=52.0, longitude=13.4, satellites=8))
         self.device.fingerprint.update_from_text({"finger": "3"})
         self.device.fingerprint.update_from_text({"finger": ""})
         self.assertIsNone(self.device.fingerprint.state.finger)
@@ -105,6 +105,21 @@ class LocationTests(SynchronousTestCase):
         device.location.push_sentence("$GPGGA,1\r\n")
         self.assertEqual([change.kind for change in told], ["state", "fix", "fix", "nmea"])
         self.assertEqual(told[-1].value, "$GPGGA,1")
+
+    def test_fields_make_a_fix_too(self) -> None:
+        location = Device().location
+        told: list[Change] = []
+        location.observe(told.append)
+        location.update(latitude=1)
+        location.update(altitude=5)
+        self.assertEqual([change.kind for change in told], ["state", "fix", "state", "fix"])
+        self.assertEqual(told[-1].value, Fix(latitude=1, altitude=5, satellites=8))
+        location.update(satellites=0)
+        location.update(altitude=6)
+        self.assertEqual(location.state.satellites, 0)
+        with self.assertRaises(BadValue):
+            location.update(latitude=91)
+        self.assertEqual(len(told), 8)
 
     def test_what_no_guest_can_take(self) -> None:
         location = Device().location

@@ -9,7 +9,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from anbox_tw.qemu._framing import encode_frame
 from anbox_tw.qemu._wire import encode_identification
@@ -193,10 +195,36 @@ class HardwareTests(HardwareCase):
         await self.begin()
         good = await self.pipe("qemud:sensors")
         good.write(encode_frame(b"list-sensors"))
-        for name in ("qemud:sensors", "qemud:hw-control", "qemud:fingerprintlisten"):
+        warned: list[str] = []
+
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
+            if event["log_level"] is LogLevel.warn:
+                warned.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        flood = os.urandom(1024 * 1024).replace(b"0", b"x")
+        for name in (
+            "qemud:sensors",
+            "qemud:hw-control",
+            "qemud:fingerprintlisten",
+            "qemud:boot-properties",
+            "qemud:camera",
+            "qemud:camera:name=anbox-back",
+            "anbox:bootanimation",
+            "qemud:adb",
+        ):
             bad = await self.pipe(name)
-            bad.write(os.urandom(4096).replace(b"0", b"x"))
+            bad.write(b"garbage!" + flood)
             await bad.lost.addTimeout(30, reactor)
+            self.assertTrue(warned, name)
+            warned.clear()
+        # these take anything, without keeping it
+        for name in ("qemud:gps", "qemud:gsm"):
+            bad = await self.pipe(name)
+            bad.write(flood)
+            await bad.close()
         await until(lambda: good.data == b"0003255")
         good.write(encode_frame(b"wake"))
         await until(lambda: good.data.endswith(b"wake"))
