@@ -21,6 +21,7 @@ run: $(VENV)/.ready-run  ## build what is missing and run a container in the for
 
 test: $(VENV)/.ready-dev  ## the whole suite; as root it installs the system tools it needs first
 	@sh .ci/tools.sh
+	@sh .ci/node.sh
 	@$(BIN)/python .ci/suite.py
 
 lint: $(VENV)/.ready-dev  ## ruff, mypy strict

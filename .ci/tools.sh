@@ -37,6 +37,8 @@ need pulseaudio pulseaudio
 need pacat pulseaudio-utils
 need ps procps
 need ffmpeg ffmpeg
+need node nodejs
+need npm npm
 [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev"
 if [ -n "$packages" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

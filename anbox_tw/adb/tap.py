@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
+from anbox_tw.adb._numbers import MAX_PORT, decimal
 from anbox_tw.adb.auth import POLICIES, Authority
 from anbox_tw.adb.daemon.adbd import AdbDaemon
 from anbox_tw.adb.daemon.announce import PAIRING, PLAIN, TLS, AnnouncementService
@@ -137,7 +138,7 @@ def _ports(config: Options) -> list[tuple[str, int]]:
         listed.append((PAIRING, config["pair-listen"]))
     for kind, text in listed:
         words = text.split(":")
-        if words[0] not in ("tcp", "tcp6") or len(words) < 2 or not words[1].isdigit() or words[1] == "0":
+        if words[0] not in ("tcp", "tcp6") or len(words) < 2 or not decimal(words[1], MAX_PORT):
             raise UsageError(f"--mdns: {text} is not tcp:PORT")
         found.append((kind, int(words[1])))
     return found

@@ -72,8 +72,8 @@ def _context(key: AdbKey) -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.use_certificate(crypto.X509.from_cryptography(certificate_for(key)))
-    context.use_privatekey(crypto.PKey.from_cryptography_key(key.key))
+    context.use_certificate(certificate_for(key))
+    context.use_privatekey(key.key)
     return context
 
 

@@ -259,6 +259,8 @@ class OddServerTests(DaemonTestCase):
         for answer, kind in (
             (b"HTTP/1.1 400", PeerError),
             (b"OKAYzzzz", PeerError),
+            (b"OKAY-001x", PeerError),
+            (b"OKAY0x10" + bytes(16), PeerError),
             (b"OKAY00ffcut short", StreamEnded),
             (b"", StreamEnded),
             (b"FAIL0005short", RemoteFailure),
@@ -266,11 +268,18 @@ class OddServerTests(DaemonTestCase):
             client = await self.client(answer)
             await self.assertFailure(client.query("host:x"), kind)
 
+    async def test_numbers_that_are_none(self) -> None:
+        await self.assertFailure((await self.client(okay("version"))).version(), PeerError)
+        for text in ("x", "1_0", "\u0662", "-1", "1" * 5000):
+            device = (await self.client(b"OKAYOKAY" + okay(text)[4:])).device()
+            await self.assertFailure(device.forward("tcp:0", "tcp:1"), PeerError)
+
     async def test_pairing_answers(self) -> None:
         for answer, error in (
             (okay("Successfully paired to x [guid=g]"), None),
             (okay("Failed: Unable to start pairing client."), RemoteFailure),
             (b"OKAYFAIL" + okay("Failed: Wrong password")[4:], RemoteFailure),
+            (b"OKAYzzzz", PeerError),
         ):
             pairing = (await self.client(answer)).pair("localhost:1", "123456")
             if error is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import socket
 import struct
 import zipfile
@@ -119,9 +120,12 @@ class SocketServiceTests(ServiceTestCase):
             ("reverse:nonsense", b"not a reverse forwarding command"),
             ("reverse:forward:tcp:0", b"bad forward"),
             ("reverse:forward:tcp:0;*x", b"bad forward"),
-            ("reverse:forward:tcp:99999;tcp:1", b"bad forward"),
-            ("reverse:forward:tcp:example.org:1;tcp:1", b"bad forward"),
-            ("reverse:forward:vsock:1;tcp:1", b"unknown socket kind"),
+            ("reverse:forward:tcp:99999;tcp:1", b"cannot bind listener: bad port number '99999'"),
+            (
+                "reverse:forward:tcp:example.org:1;tcp:1",
+                b"listening on specified hostname currently unsupported",
+            ),
+            ("reverse:forward:vsock:1;tcp:1", b"cannot bind listener: unknown socket specification:vsock:1"),
             ("reverse:forward:localfilesystem:/nonexistent/x;tcp:1", b"cannot bind listener"),
             ("reverse:killforward:tcp:1", b"listener 'tcp:1' not found"),
         ):
@@ -173,6 +177,21 @@ class ShellServiceTests(ServiceTestCase):
             await self.pause()
         self.assertEqual(Path(folder, "hup").read_text(), "hup\n")
 
+    async def test_signals_that_the_daemon_ignores(self) -> None:
+        """As a daemon under nohup, or in the background of a script, does."""
+        for number in (signal.SIGHUP, signal.SIGINT):
+            before = signal.signal(number, signal.SIG_IGN)
+            self.addCleanup(signal.signal, number, before)
+        device = await self.device()
+        for pty_too in (False, True):
+            session = await device.open_shell("echo $$; exec sleep 1000", pty=pty_too)
+            while len(self.daemon.children) == 0 or not (await session.read()):
+                await self.pause()
+            session.close()
+            while len(self.daemon.children):
+                await self.pause()
+        self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
+
     async def test_stubborn_children_are_killed_when_the_daemon_stops(self) -> None:
         device = await self.device()
         session = await device.open_shell("trap '' HUP; echo ready; while :; do sleep 1; done", pty=False)
@@ -199,6 +218,19 @@ class ShellServiceTests(ServiceTestCase):
 
 
 class CommandServiceTests(ServiceTestCase):
+    async def test_redirections(self) -> None:
+        folder = self.folder()
+        device = await self.device(DaemonConfig(packages=f"{folder}/packages"))
+        for line, out, err in (
+            ("pm nonsense 2>/dev/null", b"Unknown command: nonsense\n", b""),
+            ("pm nonsense >/dev/null", b"", b""),
+            ("pm nonsense > /dev/null 2>&1", b"", b""),
+            ("pm nonsense 2>&1", b"Unknown command: nonsense\n", b""),
+            ("pm clear org.example.none 2>/dev/null", b"Failed\n", b""),
+        ):
+            result = await device.shell(line)
+            self.assertEqual((result.stdout, result.stderr), (out, err), line)
+
     async def test_properties(self) -> None:
         device = await self.device(DaemonConfig(properties={"b": "2", "a": "1"}))
         self.assertEqual((await device.shell("getprop")).text, "[a]: [1]\n[b]: [2]\n")

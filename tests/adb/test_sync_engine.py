@@ -198,6 +198,25 @@ class FailureTests(Base):
         self.talk(request(_sync.SEND_V1, "/tmp/x,33188"), _sync.header(_sync.DATA, 100), b"half")
         self.assertEqual(os.listdir(self.path("tmp")), [])
 
+    def test_modes(self) -> None:
+        # What the owner may, all may.
+        for text, mode in (
+            ("33188", 0o666),
+            ("0x8120", 0o444),
+            ("0100500", 0o555),
+            ("+33152", 0o666),
+            ("0", 0),
+        ):
+            file = request(_sync.SEND_V1, f"/tmp/{text},{text}", content(b"x"))
+            self.assertEqual(self.send(file), _sync.header(_sync.OKAY, 0))
+            self.assertEqual(stat.S_IMODE(os.stat(self.path(f"tmp/{text}")).st_mode), mode, text)
+        # strtoul wraps what is negative: every bit is set, those of a symlink too.
+        wrapped = request(_sync.SEND_V1, "/tmp/negative,-1", content(b"x"))
+        self.assertEqual(self.send(wrapped), _sync.header(_sync.OKAY, 0))
+        for text in ("", "x", "1_0", "09", "0x", "\u0663", "1 ", "9" * 30):
+            answer = self.send(request(_sync.SEND_V1, f"/tmp/bad,{text}", content(b"x")))
+            self.assertIn(b"bad mode", answer, text)
+
     def test_nul_in_a_path(self) -> None:
         self.assertIn(b"FAIL", self.send(request(_sync.RECV_V1, "/tmp\0x")))
 

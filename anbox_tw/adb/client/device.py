@@ -15,7 +15,7 @@ from anbox_tw.adb.client.links import CONTROL_TIMEOUT_S, DirectLink, ILink, Serv
 from anbox_tw.adb.client.shell import ShellResult, ShellSession
 from anbox_tw.adb.client.streams import STALL_TIMEOUT_S, ByteStream, deferred, with_timeout
 from anbox_tw.adb.client.sync import Progress, RemoteStat, SyncSession
-from anbox_tw.errors import AdbError
+from anbox_tw.errors import AdbError, PeerError
 
 __all__ = ["Device"]
 
@@ -305,7 +305,7 @@ class Device:
         try:
             if local != "tcp:0":
                 return None
-            return int(await smart.body())
+            return _number(await smart.body())
         finally:
             smart.stream.close()
 
@@ -504,7 +504,7 @@ class Device:
     @deferred
     async def jdwp(self) -> list[int]:
         """Pids of the processes that a debugger can attach to."""
-        return [int(line) for line in (await self._text("jdwp")).split()]
+        return [_number(line.encode()) for line in (await self._text("jdwp")).split()]
 
     @deferred
     async def state(self) -> str:
@@ -587,7 +587,14 @@ def _port(data: bytes) -> int | None:
     """The port in ``OKAY`` + length + digits."""
     if data[:4] != b"OKAY":
         raise StreamEnded(f"the device answers {data[:20]!r}")
-    return int(data[8:]) if len(data) > 8 else None
+    return _number(data[8:]) if len(data) > 8 else None
+
+
+def _number(digits: bytes) -> int:
+    """A port or pid in decimal digits, as the other end says it."""
+    if not digits.isdigit() or len(digits) > 10:
+        raise PeerError(f"the other end says {digits[:20]!r} where a number belongs")
+    return int(digits)
 
 
 def _lines(data: bytes) -> list[tuple[str, str, str]]:

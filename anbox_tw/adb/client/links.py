@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from zope.interface import Attribute, Interface, implementer
 
+from anbox_tw.adb._numbers import MAX_PORT, decimal
 from anbox_tw.adb.banner import SERVER_FEATURES
 from anbox_tw.adb.client._errors import DeviceOffline, DeviceUnauthorized, ServerNotRunning, failure_for
 from anbox_tw.adb.client.streams import ByteStream, with_timeout
@@ -29,6 +30,7 @@ __all__ = ["DirectLink", "ILink", "ServerLink", "SmartSocket", "server_endpoint"
 CONTROL_TIMEOUT_S = 30.0
 """One request to the server, or one service to open, unless told otherwise."""
 MAX_BODY = 0xFFFF
+_HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
 class ILink(Interface):
@@ -58,9 +60,10 @@ def server_endpoint(reactor: Any, environment: Mapping[str, str] | None = None) 
     host, _, port = spec.removeprefix("tcp:").rpartition(":")
     host = host or env.get("ANDROID_ADB_SERVER_ADDRESS", "") or "127.0.0.1"
     port = port or env.get("ANDROID_ADB_SERVER_PORT", "") or "5037"
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    number = decimal(port, MAX_PORT)
+    if not number:
         raise AdbError(f"{port!r} is no port for an adb server")
-    return tcp_client_endpoint(reactor, host, int(port), timeout=10)
+    return tcp_client_endpoint(reactor, host, number, timeout=10)
 
 
 class SmartSocket:
@@ -122,13 +125,24 @@ class SmartSocket:
 
     async def body(self) -> bytes:
         """Read a text with its length in front."""
+        return await self._counted(await self.stream.read_exactly(4))
+
+    async def late_body(self) -> bytes:
+        """Read a text behind an OKAY that was no success yet.
+
+        Raises:
+            RemoteFailure: a FAIL stands where the length belongs.
+        """
         digits = await self.stream.read_exactly(4)
-        try:
-            size = int(digits, 16)
-        except ValueError:
+        if digits == b"FAIL":
+            raise failure_for((await self.body()).decode("utf-8", "replace"))
+        return await self._counted(digits)
+
+    async def _counted(self, digits: bytes) -> bytes:
+        if not _HEX.issuperset(digits):
             self.stream.abort()
-            raise PeerError(f"the adb server announces a length of {digits!r}") from None
-        return await self.stream.read_exactly(size)
+            raise PeerError(f"the adb server announces a length of {digits!r}", "is that an adb server?")
+        return await self.stream.read_exactly(int(digits, 16))
 
 
 @implementer(ILink)
@@ -271,10 +285,10 @@ class DirectLink:
             raise AdbError(f"the device asks for {service!r}, to which nothing was reversed")
         kind, _, argument = service.partition(":")
         if kind == "tcp":
-            port = argument.rpartition(":")[2]
-            if not port.isdigit():
+            port = decimal(argument.rpartition(":")[2], MAX_PORT)
+            if not port:
                 raise AdbError(f"not a port: {service!r}")
-            return connect_stream(tcp_endpoint(self.clock, int(port)))
+            return connect_stream(tcp_endpoint(self.clock, port))
         return connect_stream(unix_endpoint(self.clock, parse_local(kind, argument)))
 
     async def close(self) -> None:

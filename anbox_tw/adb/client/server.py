@@ -15,7 +15,7 @@ from anbox_tw.adb.client.links import DirectLink, ServerLink, SmartSocket, serve
 from anbox_tw.adb.client.streams import deferred, with_timeout
 from anbox_tw.adb.keys import AdbKey, load_user_keys
 from anbox_tw.adb.pairing import pair
-from anbox_tw.errors import AdbError
+from anbox_tw.errors import AdbError, PeerError
 from anbox_tw.network.connectors import tcp_client_endpoint
 
 __all__ = ["AdbClient", "DeviceInfo", "connect_device", "pair_device", "tcp_device_endpoint"]
@@ -75,7 +75,11 @@ class AdbClient:
     @deferred
     async def version(self) -> int:
         """The server's version, 41 for every recent one."""
-        return int(await self.query("host:version"), 16)
+        text = await self.query("host:version")
+        try:
+            return int(text, 16)
+        except ValueError:
+            raise PeerError(f"the adb server's version is {text!r}", "is that an adb server?") from None
 
     @deferred
     async def server_features(self) -> frozenset[str]:
@@ -131,13 +135,10 @@ class AdbClient:
         """
         smart = await self._smart(f"host:pair:{code}:{address}")
         try:
-            # On failure a FAIL follows the OKAY.
-            word = await smart.stream.read_exactly(4)
-            size = await smart.stream.read_exactly(4) if word == b"FAIL" else word
-            text = (await smart.stream.read_exactly(int(size, 16))).decode("utf-8", "replace")
+            text = (await smart.late_body()).decode("utf-8", "replace")
         finally:
             smart.stream.close()
-        if word == b"FAIL" or not text.startswith("Successfully"):
+        if not text.startswith("Successfully"):
             raise RemoteFailure(text)
         return text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -567,7 +567,15 @@ def _write_pieces(
                     view = view[os.write(file, view) :]
         return
     for piece in pieces:
-        for data in worker.decompress(memoryview(piece)):
+        for data in _decompress(worker, piece):
             view = memoryview(data)
             while view:
                 view = view[os.write(file, view) :]
+
+
+def _decompress(worker: compression.Decompressor, piece: Buffer | memoryview) -> Iterator[bytes]:
+    try:
+        yield from worker.decompress(memoryview(piece))
+    except Exception as error:
+        # Each codec has errors of its own kind.
+        raise SyncFailure("the device sends data that does not decompress") from error

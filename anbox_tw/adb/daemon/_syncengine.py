@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -24,6 +25,7 @@ BULK_CHUNKS = 15
 """DATA chunks of 64 KiB in one outgoing buffer: with their headers and a DONE below 1 MiB, one packet."""
 _SLOT = _sync.HEADER.size + _sync.MAX_CHUNK
 BULK_SIZE = BULK_CHUNKS * _SLOT + _sync.HEADER.size
+_MODE = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]{1,16})|(0[0-7]{0,22})|([1-9][0-9]{0,19}))", re.ASCII)
 _FLUSH_AT = 64 * 1024
 _DATA_HEADER = _sync.header(_sync.DATA, _sync.MAX_CHUNK)
 
@@ -51,6 +53,16 @@ class Refused(AdbError):
     def __init__(self, text: str, *, ends: bool = True) -> None:
         super().__init__(text)
         self.ends = ends
+
+
+def _parse_mode(text: str) -> int | None:
+    """What ``strtoul`` with base 0 makes of ``text``, as far as a mode has bits; None if that is not all of it."""
+    match = _MODE.fullmatch(text)
+    if match is None:
+        return None
+    sign, hexadecimal, octal, decimal = match.groups()
+    value = int(hexadecimal, 16) if hexadecimal else int(octal, 8) if octal else int(decimal)
+    return (-value if sign == "-" else value) & 0xFFFFFFFF
 
 
 def _reason(what: str, error: OSError) -> str:
@@ -218,11 +230,10 @@ class SyncEngine:
         if not comma:
             self._discard()
             raise Refused("missing , in ID_SEND_V1")
-        try:
-            mode = int(text, 0) if text.startswith(("0x", "0X")) else int(text)
-        except ValueError:
+        mode = _parse_mode(text)
+        if mode is None:
             self._discard()
-            raise Refused("bad mode") from None
+            raise Refused("bad mode")
         self._send(path, mode, None, dry_run=False)
 
     def _send_v2(self, path: str) -> None:

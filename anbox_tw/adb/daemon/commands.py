@@ -24,6 +24,7 @@ from anbox_tw.errors import PeerError
 __all__ = ["Command", "CommandFactory", "CommandStream", "PropertyCommand", "find_command", "split_command"]
 
 _META = re.compile(r"[|&;<>()$`*?\[\]{}~#\n]")
+_REDIRECTION = re.compile(r"\s([12]?)>\s*(/dev/null|&1)\s*$")
 _PREFIX = re.compile(r"""^(?:export ANDROID_LOG_TAGS=(?:'[^']*'|"[^"]*") *; *)?(?:exec +)?""")
 
 
@@ -35,6 +36,8 @@ class Command:
     """
 
     _stream: CommandStream | None = None
+    _out_kind: int | None = _shell.STDOUT
+    _err_kind: int | None = _shell.STDERR
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.arguments = list(arguments)
@@ -56,13 +59,13 @@ class Command:
 
     def out(self, data: bytes) -> None:
         """Write to stdout."""
-        if self._stream is not None:
-            self._stream.say(_shell.STDOUT, data)
+        if self._stream is not None and self._out_kind is not None:
+            self._stream.say(self._out_kind, data)
 
     def err(self, data: bytes) -> None:
         """Write to stderr."""
-        if self._stream is not None:
-            self._stream.say(_shell.STDERR, data)
+        if self._stream is not None and self._err_kind is not None:
+            self._stream.say(self._err_kind, data)
 
     def exit(self, status: int = 0) -> None:
         """End with ``status``."""
@@ -183,10 +186,25 @@ def find_command(
     first = _PREFIX.sub("", line.strip(), count=1).split(None, 1)
     if not first or first[0] not in commands:
         return None
+    line, out_kind, err_kind = _redirections(line)
     words = split_command(line)
     if words is None or words[0] not in commands or shutil.which(words[0], path=path()) is not None:
         return None
-    return commands[words[0]](words[1:])
+    command = commands[words[0]](words[1:])
+    command._out_kind, command._err_kind = out_kind, err_kind
+    return command
+
+
+def _redirections(line: str) -> tuple[str, int | None, int | None]:
+    """``line`` without ``2>/dev/null`` and the like at its end, which tools add, and where output goes then."""
+    found = []
+    while (match := _REDIRECTION.search(line)) is not None:
+        found.append((match[1], match[2]))
+        line = line[: match.start()]
+    kinds: dict[str, int | None] = {"1": _shell.STDOUT, "2": _shell.STDERR}
+    for which, target in reversed(found):
+        kinds[which or "1"] = kinds["1"] if target == "&1" else None
+    return line, kinds["1"], kinds["2"]
 
 
 class PropertyCommand(Command):

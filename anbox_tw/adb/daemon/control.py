@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IPullProducer
 from twisted.internet.protocol import Protocol
 from zope.interface import implementer
 
+from anbox_tw.adb._numbers import MAX_PORT, decimal
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.errors import AdbError
 
@@ -73,12 +74,13 @@ class DeviceControl:
         return self.remount(argument)
 
     def _tcpip(self, argument: str) -> str:
-        if not (argument.isascii() and argument.isdigit() and 0 < int(argument) < 65536):
-            return f"invalid port {argument}\n"
+        port = decimal(argument, MAX_PORT)
+        if not port:
+            return f"invalid port {argument[:40]}\n"
         if self.tcpip is None:
             raise AdbError("listening on another TCP port is not allowed here")
-        self.tcpip(int(argument))
-        return f"restarting in TCP mode port: {argument}\n"
+        self.tcpip(port)
+        return f"restarting in TCP mode port: {port}\n"
 
     def _usb(self, _argument: str) -> str:
         if self.usb is None:
@@ -88,9 +90,10 @@ class DeviceControl:
 
 
 def _count(argument: str) -> int:
-    if not (argument.isascii() and argument.isdigit()) or len(argument) > 18:
+    count = decimal(argument, 10**18)
+    if count is None:
         raise AdbError(f"not a number of bytes: {argument[:40]!r}")
-    return int(argument)
+    return count
 
 
 class Sink(Protocol):

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from anbox_tw.adb._jdwp import MAX_HELLO, ProcessInfo, encode_app_processes, parse_hello
+from anbox_tw.adb._numbers import decimal
 from anbox_tw.adb.daemon.shell import TextStream
 from anbox_tw.adb.daemon.sockets import Inner, SocketStream
 from anbox_tw.adb.streams import AdbStream
@@ -219,9 +220,9 @@ class JdwpHub:
         Raises:
             AdbError: there is no such VM, or no debugger may attach to it.
         """
-        if not (argument.isascii() and argument.isdigit()):
+        pid = decimal(argument, (1 << 31) - 1)
+        if pid is None:
             raise AdbError(f"not a pid: {argument[:40]!r}")
-        pid = int(argument)
         vm = next((vm for vm in self._vms if vm.info is not None and vm.info.pid == pid), None)
         if vm is None or vm.info is None or not vm.info.debuggable:
             raise AdbError(f"there is no debuggable process {pid}")

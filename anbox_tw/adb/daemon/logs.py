@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from anbox_tw.adb._numbers import decimal
 from anbox_tw.adb.daemon.commands import Command
 
 __all__ = ["LogBuffer", "LogcatCommand"]
@@ -74,8 +75,9 @@ class LogcatCommand(Command):
         for option in ("-t", "-T"):
             if option in arguments[:-1]:
                 text = arguments[arguments.index(option) + 1]
-                if text.isdigit():
-                    lines = lines[len(lines) - min(int(text), len(lines)) :]
+                if text.isascii() and text.isdigit():
+                    count = decimal(text, len(lines))
+                    lines = lines if count is None else lines[len(lines) - count :]
         text = "".join(lines)
         self.out((f"--------- beginning of main\n{text}" if text else "").encode())
         if "-d" in arguments or "-t" in arguments:

@@ -167,6 +167,9 @@ class _Simple(Command):
                 if store.uninstall(name):
                     return "Success\n", 0
                 return "Failure [DELETE_FAILED_INTERNAL_ERROR]\n", 1
+            case ["clear", name, *_]:
+                # There is no data of an app here that could be cleared.
+                return ("Success\n", 0) if name in store.names() else ("Failed\n", 1)
             case ["list", "packages", *_]:
                 return "".join(f"package:{name}\n" for name in store.names()), 0
             case ["path", name, *_]:

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import termios
 import tty
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from twisted.internet import main
@@ -34,6 +34,8 @@ MAX_CHILDREN = 1024
 """Children at a time; a further one is refused."""
 PIPE_SIZE = 256 * 1024
 """Capacity asked for a child's output, so that bulk needs fewer turns of the reactor."""
+
+_JOB_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP)
 
 _OPEN_TTY = 'exec 0<>"$0" 1>&0 2>&0; exec "$@"'
 """A session leader that opens a terminal gets it as its controlling terminal. Doing it in a shell spares
@@ -135,16 +137,17 @@ class ChildSet:
             OSError: it cannot be started, or there are too many.
         """
         self._check_room()
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if separate_stderr else subprocess.STDOUT,
-            bufsize=0,
-            env=environment,
-            cwd=cwd,
-            start_new_session=True,
-        )
+        with _no_ignored_signals():
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if separate_stderr else subprocess.STDOUT,
+                bufsize=0,
+                env=environment,
+                cwd=cwd,
+                start_new_session=True,
+            )
         assert process.stdin is not None and process.stdout is not None
         stderr = _take(process.stderr) if process.stderr is not None else -1
         stdout = _take(process.stdout)
@@ -181,15 +184,16 @@ class ChildSet:
         second = -1
         try:
             second = os.dup(master)
-            process = subprocess.Popen(
-                [helper, "-c", _OPEN_TTY, name, *argv],
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
-                env=environment,
-                cwd=cwd,
-                start_new_session=True,
-            )
+            with _no_ignored_signals():
+                process = subprocess.Popen(
+                    [helper, "-c", _OPEN_TTY, name, *argv],
+                    stdin=slave,
+                    stdout=slave,
+                    stderr=slave,
+                    env=environment,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
         except BaseException:
             os.close(master)
             if second >= 0:
@@ -245,6 +249,31 @@ class ChildSet:
     def _signal_all(self, number: int) -> None:
         for child in list(self._children):
             child.signal_group(number)
+
+
+@contextlib.contextmanager
+def _no_ignored_signals() -> Iterator[None]:
+    """A child started in here has the job signals at their defaults.
+
+    What is ignored stays ignored through ``exec``, and a daemon in the background of a script, or under nohup,
+    ignores some: its shells could be neither interrupted nor hung up. What has a handler does not.
+    """
+    changed = []
+    for number in _JOB_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # Elsewhere than in the main thread handlers cannot be set.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, _nothing)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """What an ignored signal does."""
 
 
 def _take(file: IO[bytes]) -> int:

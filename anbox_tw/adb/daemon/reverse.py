@@ -15,6 +15,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anbox_tw.adb._numbers import listen_port
 from anbox_tw.adb.daemon.shell import TextStream
 from anbox_tw.adb.daemon.sockets import Inner, SocketStream, parse_local
 from anbox_tw.adb.streams import AdbStream
@@ -139,7 +140,10 @@ class Reverses:
             return b"OKAY"
         if len(self._forwards) >= MAX_LISTENERS:
             raise AdbError(f"cannot bind listener: {MAX_LISTENERS} are there already")
-        endpoint, any_port = self._endpoint(local)
+        try:
+            endpoint, is_tcp = self._endpoint(local)
+        except AdbError as error:
+            raise AdbError(f"cannot bind listener: {error.cause}") from error
         factory = _ForwardFactory(self._transport, remote)
         try:
             port: IListeningPort = await endpoint.listen(factory)
@@ -151,7 +155,7 @@ class Reverses:
             await _stop(port)
             raise AdbError("the connection has ended")
         answer = b"OKAY"
-        if any_port:
+        if is_tcp:
             number = cast(IPv4Address, port.getHost()).port
             local = f"tcp:{number}"
             answer += _hex(str(number).encode())
@@ -159,17 +163,13 @@ class Reverses:
         return answer
 
     def _endpoint(self, local: str) -> tuple[Any, bool]:
-        """Where to listen, and whether any port will do."""
+        """Where to listen, and whether that is TCP."""
         kind, _, argument = local.partition(":")
         if kind == "tcp":
-            host, _, port = argument.rpartition(":")
-            known = host in ("", "localhost", "127.0.0.1")
-            if not (known and port.isascii() and port.isdigit() and int(port) < 65536):
-                raise AdbError(f"bad forward: {local}")
-            return TCP4ServerEndpoint(self._reactor, int(port), interface="127.0.0.1"), int(port) == 0
+            return TCP4ServerEndpoint(self._reactor, listen_port(argument), interface="127.0.0.1"), True
         if kind in ("local", "localreserved", "localabstract", "localfilesystem"):
             return UNIXServerEndpoint(self._reactor, parse_local(kind, argument), mode=0o660), False
-        raise AdbError(f"cannot bind listener: unknown socket kind '{kind}'")
+        raise AdbError(f"unknown socket specification:{local[:200]}")
 
     async def _stop_all(self) -> None:
         forwards, self._forwards = self._forwards, {}

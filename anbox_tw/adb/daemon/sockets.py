@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from anbox_tw.adb._numbers import MAX_PORT, decimal
 from anbox_tw.adb.daemon._fds import FdReader, FdWriter
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.errors import AdbError
@@ -130,12 +131,13 @@ def parse_tcp_port(argument: str) -> int:
     Raises:
         AdbError: another host is named, or there is no port.
     """
-    host, _, port = argument.rpartition(":")
+    host, _, digits = argument.rpartition(":")
     if host not in _LOCALHOST:
         raise AdbError("adbd does not support arbitrary tcp connections")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise AdbError(f"not a port: {port!r}")
-    return int(port)
+    port = decimal(digits, MAX_PORT)
+    if not port:
+        raise AdbError(f"not a port: {digits[:40]!r}")
+    return port
 
 
 def parse_local(kind: str, name: str) -> str:

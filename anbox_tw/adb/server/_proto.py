@@ -48,11 +48,16 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def message(fields: Iterable[tuple[int, str | bytes | int | bool]]) -> bytes:
-    """A message; proto3's defaults (zero, empty) are left out, as protobuf's own encoder does."""
+def message(fields: Iterable[tuple[int, str | bytes | int | bool]], *, explicit: bool = False) -> bytes:
+    """A message.
+
+    Args:
+        fields: numbers and values.
+        explicit: write what is zero or empty too; otherwise it is left out, as proto3 does.
+    """
     out = bytearray()
     for number, value in fields:
-        if not value:
+        if not value and not explicit:
             continue
         if isinstance(value, int):
             out += _varint(number << 3) + _varint(value)

@@ -6,6 +6,7 @@ from enum import Enum
 
 import attrs
 
+from anbox_tw.adb._numbers import decimal
 from anbox_tw.adb.server._framing import BadRequest
 
 __all__ = ["ANY", "Kind", "Target", "matches", "parse_host_request", "parse_transport_request"]
@@ -44,9 +45,7 @@ _PLAIN_PREFIXES = ("usb:", "product:", "model:", "device:", "localfilesystem:")
 
 def parse_id(text: str) -> int | None:
     """A transport id: decimal digits, at most 64 bits; ``None`` for anything else."""
-    if not text.isascii() or not text.isdigit() or int(text[:21]) >= 1 << 64:
-        return None
-    return int(text)
+    return decimal(text, (1 << 64) - 1)
 
 
 def split_serial(text: str) -> tuple[str, str]:
@@ -124,7 +123,7 @@ def parse_transport_request(command: str) -> tuple[Target, bool] | None:
     if command.startswith("transport-id:"):
         return Target(Kind.ID, transport_id=parse_id(command[13:])), False
     if command.startswith("transport:"):
-        return Target(Kind.SERIAL, command[10:]), False
+        return Target(Kind.SERIAL, command[10:]) if command[10:] else ANY, False
     if command.startswith("transport-"):
         how = command[10:]
         return (Target(_WORDS[how]), False) if how in _WORDS else None

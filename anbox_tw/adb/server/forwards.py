@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from anbox_tw.adb.server.bridge import SocketSide, join
 from anbox_tw.adb.server.devices import Device, DeviceRegistry
 from anbox_tw.adb.server.errors import RequestFailed
-from anbox_tw.adb.server.specs import HostSpec, parse_spec
+from anbox_tw.adb.server.specs import HostSpec, parse_listener
 from anbox_tw.adb.streams import AdbStream
 
 __all__ = ["MAX_FORWARDS", "Forward", "Forwards"]
@@ -140,7 +140,7 @@ class Forwards:
         """Listen.
 
         Returns:
-            The port when ``local`` was ``tcp:0``, otherwise ``None``.
+            The port of a new TCP listener, otherwise ``None``.
 
         Raises:
             RequestFailed: a spec is wrong, or nobody can listen there.
@@ -156,7 +156,7 @@ class Forwards:
             return None
         if len(self._forwards) >= MAX_FORWARDS:
             raise RequestFailed(f"too many forwards: {MAX_FORWARDS}")
-        forward = Forward(local, remote, device, parse_spec(local))
+        forward = Forward(local, remote, device, parse_listener(local))
         if forward.spec.kind == "path":
             _unlink_stale(forward.spec.path)
         try:
@@ -165,15 +165,12 @@ class Forwards:
             reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
             raise RequestFailed(f"cannot bind listener: {reason}") from error
         forward.listening = listening
-        chosen = None
         if forward.spec.kind == "tcp":
             address: Any = listening.getHost()
             forward.port = address.port
-            if forward.spec.port == 0:
-                chosen = forward.port
-                forward.local = f"tcp:{chosen}"
+            forward.local = f"tcp:{forward.port}"
         self._forwards[forward.local] = forward
-        return chosen
+        return forward.port or None
 
     async def remove(self, local: str) -> None:
         """Stop listening; connections go on.

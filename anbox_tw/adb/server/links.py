@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from anbox_tw.adb._numbers import MAX_PORT, decimal
 from anbox_tw.adb.keys import AdbKey
 from anbox_tw.adb.server.bridge import SocketSide, join
 from anbox_tw.adb.server.devices import Device, DeviceRegistry
@@ -76,9 +77,10 @@ def split_address(address: str, default_port: int | None = DEFAULT_PORT) -> tupl
         if default_port is None:
             raise RequestFailed(f"no port in '{address}'")
         return host, default_port
-    if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text[:6]) < 65536:
+    port = decimal(port_text, MAX_PORT)
+    if not port:
         raise RequestFailed(f"bad port number '{port_text}' in '{address}'")
-    return host, int(port_text)
+    return host, port
 
 
 class _Once(Factory):
@@ -141,8 +143,11 @@ class DeviceLinks:
         transport = self._make_transport()
         try:
             await self._dial(endpoint, transport)
-        except (ConnectError, DNSLookupError, OSError) as error:
-            return f"failed to connect to '{serial}': {_reason(error)}"
+        except DNSLookupError:
+            return f"failed to resolve host: '{host}': Name or service not known"
+        except (ConnectError, OSError) as error:
+            # adb leaves the brackets of an IPv6 address out here.
+            return f"failed to connect to '{host}:{port}': {_reason(error)}"
         # Another client, or the device's own keeper, may have been faster.
         known = self._devices.by_serial(serial)
         if known is not None and known.transport is not None:
@@ -197,11 +202,12 @@ class DeviceLinks:
         if found is None:
             try:
                 host, port = split_address(serial)
+                full = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             except RequestFailed:
-                host, port = serial, 0
-            found = self._devices.by_serial(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        if found is None:
-            raise RequestFailed(f"no such device '{serial}'")
+                full = serial
+            found = self._devices.by_serial(full)
+            if found is None:
+                raise RequestFailed(f"no such device '{full}'")
         self._devices.remove(found)
         return f"disconnected {serial}"
 

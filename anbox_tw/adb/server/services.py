@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from twisted.logger import Logger
 
 from anbox_tw._version import __version__
+from anbox_tw.adb._numbers import MAX_PORT, decimal
 from anbox_tw.adb.banner import SERVER_FEATURES
 from anbox_tw.adb.server import _proto
 from anbox_tw.adb.server._framing import body, okay
@@ -103,13 +104,16 @@ class HostServices:
             self._server.asked_to_end()
             return okay()
         if command.startswith("emulator:"):
-            port = command[9:]
-            if port.isascii() and port.isdigit():
-                self._server.links.register_emulator(int(port[:6]))
+            port = decimal(command[9:], MAX_PORT)
+            if port:
+                self._server.links.register_emulator(port)
             return b""
         if command.startswith("wait-for-"):
             await self._wait_for(command[9:], target, socket)
             return None
+        if not command:
+            # adb takes the empty name for a service of the device, and none is chosen.
+            raise RequestFailed("device offline (no transport)")
         handler = self._plain.get(command)
         if handler is not None:
             return await handler(command, target)
@@ -136,9 +140,12 @@ class HostServices:
                     (6, f"anbox-tw {__version__}"),
                     (7, sys.executable),
                     (8, self._server.log_path),
-                    (9, f"{platform.system()} {platform.release()}"),
+                    (9, f"{platform.system()} {platform.release()} ({platform.machine()})"),
+                    (10, ""),
+                    (11, False),
                     (12, mdns),
-                )
+                ),
+                explicit=True,
             )
         )
 
@@ -203,7 +210,7 @@ class HostServices:
         wanted = wanted_text.split("-")
         for state in wanted:
             if state not in _WAIT_STATES:
-                raise RequestFailed(f"bad wait-for- state: {state}")
+                raise RequestFailed(f"bad wait-for- state: {what}")
         while not self._is_in(target, wanted):
             await self._devices.next_change()  # cancelled when the client goes away
         socket.finish(okay())
@@ -238,9 +245,9 @@ class HostServices:
         console_text, comma, adb_text = ports.partition(",")
         if not comma:
             return f"unable to parse '{ports}' as <console port>,<adb port>"
-        if not (console_text.isdigit() and adb_text.isdigit() and int(console_text) and int(adb_text)):
+        console, adb = decimal(console_text, MAX_PORT), decimal(adb_text, MAX_PORT)
+        if not console or not adb:
             return f"Invalid port numbers: {ports}"
-        console, adb = int(console_text[:6]), int(adb_text[:6])
         if self._devices.by_emulator_port(adb) is not None:
             return f"Emulator already registered on port {adb}"
         if sum(device.emulator_port is not None for device in self._devices) >= self._server.max_emulators:
@@ -254,7 +261,9 @@ class HostServices:
         return okay(self._server.links.disconnect(argument))
 
     async def _pair(self, argument: str, target: Target) -> bytes:
-        code, _, address = argument.partition(":")
+        code, colon, address = argument.partition(":")
+        if not colon:
+            raise RequestFailed(f"unknown host service 'pair:{argument}'")
         return okay() + await self._server.pair(code, address)
 
     async def _reconnect(self, command: str, target: Target) -> bytes:
@@ -286,6 +295,8 @@ class HostServices:
         return okay(self._server.forwards.listing())
 
     async def _kill_forward(self, argument: str, target: Target) -> bytes:
+        if not argument:
+            raise RequestFailed("bad killforward: ")
         self._devices.select(target)
         await self._server.forwards.remove(argument)
         return okay() + okay()

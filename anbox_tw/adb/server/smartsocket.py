@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from anbox_tw.adb.server._framing import BadRequest, RequestReader, fail, okay
-from anbox_tw.adb.server._targets import ANY, Kind, Target, parse_host_request
+from anbox_tw.adb.server._targets import Kind, Target, parse_host_request
 from anbox_tw.adb.server.bridge import join
 from anbox_tw.adb.server.devices import Device
 from anbox_tw.adb.server.errors import RequestFailed
@@ -130,8 +130,8 @@ class SmartSocket(Protocol):
                 await self._open(request)
                 return
             target, command = parsed
-            if self._device is not None and target == ANY:
-                # after a switch, host: means the device that was chosen
+            if self._device is not None:
+                # After a switch every host request means the device that was chosen, whatever its prefix says.
                 target = Target(Kind.ID, transport_id=self._device.transport_id)
             reply = await self._server.services.serve(command, target, self)
         except BadRequest as error:
