@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -87,6 +88,7 @@ class SocketServiceTests(ServiceTestCase):
         device = await self.device()
         ours, theirs = pty.openpty()
         self.addCleanup(os.close, ours)
+        os.set_blocking(ours, False)
         name = os.ttyname(theirs)
         os.close(theirs)
         for kind in ("dev", "dev-raw"):
@@ -97,7 +99,8 @@ class SocketServiceTests(ServiceTestCase):
             seen = b""
             while b"to the device" not in seen:
                 await self.pause()
-                seen += os.read(ours, 1000)
+                with contextlib.suppress(BlockingIOError):
+                    seen += os.read(ours, 1000)
             stream.close()
             await stream.when_closed()
         self.assertEqual(await self.say(device, "dev:/dev/null", b"gone"), b"")
