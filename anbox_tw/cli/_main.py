@@ -39,6 +39,7 @@ COMMANDS = {
         "scenario",
         "Play what happens to the device from a file: a drive, a day, a call.",
     ),
+    "image": ("anbox_tw.cli.image", "image", "Fetch, import, list and remove images of Android."),
     "input": ("anbox_tw.cli.input", "input_commands", "Touch, type and click in the guest."),
     "sensor": ("anbox_tw.cli.sensor", "sensor", "Read and set what the sensors measure."),
     "geo": ("anbox_tw.cli.geo", "geo", "Say where the device is: a position, or a route."),

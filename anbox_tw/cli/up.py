@@ -20,6 +20,7 @@ from anbox_tw.cli._control import open_control
 from anbox_tw.cli._instance import Instance, instance_options
 from anbox_tw.cli._run import first_of, pause, run
 from anbox_tw.container.diagnosis import CODES
+from anbox_tw.container.imagestore.store import resolve_image
 from anbox_tw.errors import AnboxError, ConfigError, ExitCode, HostLacks
 from anbox_tw.rpc import ChannelClosed
 from anbox_tw.rpc._pb import anbox_session_pb2 as pb
@@ -110,7 +111,11 @@ class Wanted:
     help="What the container sees as /: 'host' (the host's own root; nothing is written to it) or a directory."
     "  [default: host]",
 )
-@click.option("--image", metavar="FILE", help="An Android image (squashfs or ext4) instead of --rootfs.")
+@click.option(
+    "--image",
+    metavar="NAME|FILE",
+    help="An Android image instead of --rootfs: one of 'anbox image list', or a file (squashfs or ext4).",
+)
 @click.option(
     "--data-path", metavar="DIR", envvar="ANBOX_DATA_PATH", help="Where the instance keeps its data."
 )
@@ -202,11 +207,14 @@ def up(
     """Start a container and its session; Ctrl-C stops both and leaves nothing behind but the data."""
     if image and rootfs:
         raise ConfigError("--image and --rootfs exclude each other", "leave one out")
+    backend = backend or ("lxc" if image else "process")
+    if image:
+        kind, found = resolve_image(image)
+        image, rootfs = (found, None) if kind == "image" else (None, found)
     if image and not Path(image).exists():
         raise AnboxError(f"the image {image} does not exist", "check --image", code="ANBOX-C002")
     if rootfs and rootfs != "host" and not Path(rootfs).is_dir():
         raise AnboxError(f"the rootfs {rootfs} is not a directory", "check --rootfs", code="ANBOX-C002")
-    backend = backend or ("lxc" if image else "process")
     if backend == "lxc" and os.geteuid() != 0 and manager is None:
         raise HostLacks(
             "the lxc backend needs root",

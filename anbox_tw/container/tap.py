@@ -21,6 +21,7 @@ from anbox_tw.container.authority import DEFAULT_DEVICES, Authority
 from anbox_tw.container.backends import BACKENDS, all_kinds, default_backend, make_backends
 from anbox_tw.container.diagnosis import DiagnosedError
 from anbox_tw.container.guest_sockets.service import GuestSocketService, guest_socket_path
+from anbox_tw.container.imagestore.store import resolve_image
 from anbox_tw.container.manager import ContainerManager, ManagerSettings
 from anbox_tw.container.service import ManagerService
 from anbox_tw.container.spec import NetworkSpec
@@ -63,7 +64,7 @@ start does. Each option can also stand in the TOML file of --config: backend = "
         ["runtime-dir", None, None, "Directory of what ends with the run. [$XDG_RUNTIME_DIR]"],
         ["data-path", None, None, "Where containers keep their data. [root: /var/lib/anbox]"],
         ["rootfs", None, None, "Root file system: 'host' (the host's own, nothing is written to it) or a directory."],
-        ["android-image", None, None, "Android image, squashfs or ext4. [DATA-PATH/android.img where it exists]"],
+        ["android-image", None, None, "Android image: the name of one that 'anbox image' keeps, or a file. [DATA-PATH/android.img where it exists]"],
         ["container-network-address", None, None, "IPv4 address and prefix of the container. [192.168.250.2/24]"],
         ["container-network-gateway", None, None, "Gateway of the container. [192.168.250.1]"],
         ["container-network-dns-servers", None, None, "Name servers, separated by commas. [the host's]"],
@@ -184,12 +185,16 @@ class _Root(CommandService):
             # Two managers with data of their own may each have an instance of the same name.
             run_path += f"-{zlib.crc32(os.fsencode(data_path)):08x}"
         backend = options["backend"] or default_backend(root)
+        kind, image = "image", ""
+        if options["android-image"]:
+            kind, image = resolve_image(options["android-image"])
+        rootfs = image if kind == "rootfs" else options["rootfs"]
         settings = ManagerSettings(
             data_path=data_path,
             run_path=run_path,
             backend=backend,
-            rootfs=_absolute(options["rootfs"]) if options["rootfs"] != "host" else "host",
-            image=_absolute(options["android-image"]),
+            rootfs=_absolute(rootfs) if rootfs != "host" else "host",
+            image=image if kind == "image" else "",
             privileged=bool(options["privileged"]),
             use_rootfs_overlay=bool(options["use-rootfs-overlay"]),
             force_squashfuse=bool(options["force-squashfuse"]),

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python import usage
 
+from anbox_tw.container.imagestore.store import default_store, resolve_image
 from anbox_tw.device import SENSORS
 from anbox_tw.errors import ConfigError
 from anbox_tw.interfaces import IClipboard
@@ -87,7 +88,12 @@ class Options(CommandOptions):
         ],
         ["backend", None, "", "How the container is run: process or lxc. [default: the manager's]"],
         ["rootfs", None, "", "What the container sees as /: 'host' or a directory. [default: the manager's]"],
-        ["image", None, "", "An Android image (squashfs or ext4) instead of --rootfs."],
+        [
+            "image",
+            None,
+            "",
+            "An Android image instead of --rootfs: the name of one that 'anbox image' keeps, or a file (squashfs or ext4).",
+        ],
         ["data-path", None, "", "Where the instance keeps its data. [default: the manager's]"],
         [
             "disabled-sensors",
@@ -247,7 +253,7 @@ class Options(CommandOptions):
             raise usage.UsageError(f"--backend {self['backend']}: there is process, and there is lxc")
         if self["image"] and self["rootfs"]:
             raise usage.UsageError("--image and --rootfs exclude each other")
-        for name in ("image", "rootfs", "data-path", "boot-icon", "console-token"):
+        for name in ("rootfs", "data-path", "boot-icon", "console-token"):
             if self[name] and self[name] != "host":
                 self[name] = os.path.abspath(self[name])
         self._window_size()
@@ -282,6 +288,9 @@ class Options(CommandOptions):
             ConfigError: there is no such runtime directory, or its name is too long.
             PermissionRefused: it cannot be written.
         """
+        kind, image = "image", ""
+        if self["image"]:
+            kind, image = resolve_image(self["image"], default_store(self.environment))
         paths = RuntimePaths.find(self["instance"], self["runtime-dir"] or None, environ=self.environment)
         properties = list(self.extra_properties)
         if self["server-side-decoration"]:
@@ -293,8 +302,8 @@ class Options(CommandOptions):
             console=not self["no-console"],
             console_token=self["console-token"],
             backend=self["backend"],
-            rootfs=self["rootfs"],
-            image=self["image"],
+            rootfs=image if kind == "rootfs" else self["rootfs"],
+            image=image if kind == "image" else "",
             data_path=self["data-path"],
             boot_properties=self.boot_properties,
             extra_properties=tuple(properties),
