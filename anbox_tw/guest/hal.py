@@ -318,7 +318,7 @@ class _CameraClient(QemuPipe):
         if not 3 <= size <= MAX_REPLY_BYTES:
             raise PeerError(f"a reply of {size} bytes")
         parts, have = [], 0
-        while have < size:  # the camera HAL, unlike the others, reads on
+        while have < size:  # the camera HAL reads on, since Android 8; before, one read had to do
             part = self.read(size - have)
             parts.append(part)
             have += len(part)

@@ -10,6 +10,7 @@ wrong way round: ok where the parameters differ.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,12 @@ SIZES = ((640, 480), (352, 288), (320, 240), (176, 144), (1280, 720))
 
 FRAME_TIMEOUT_S = 2.0
 """What the emulator waits for a frame."""
+
+HEADER_BYTES = 11
+"""Length, ``ok`` and ``:``."""
+
+SO_SNDBUFFORCE = 32
+"""``asm-generic/socket.h``; the socket module does not name it."""
 
 START_TIMEOUT_S = 15.0
 """For a source to begin; a video's own limit is shorter."""
@@ -100,6 +107,25 @@ class Capture:
 
     def describe(self) -> dict[str, Any]:
         return {"size": f"{self.width}x{self.height}", "format": self.format}
+
+
+def send_whole(transport: Any, size: int) -> None:
+    """Have messages of ``size`` bytes sent by one system call, into a socket that holds all of it.
+
+    The camera HAL of Android 7 (and of Anbox) reads a frame with a single ``read`` and gives up when it gets less; a goldfish pipe
+    hands over all of it, a socket what is queued. Twisted sends 128 KiB at a time, and the kernel queues 208 KiB.
+    Where the kernel does not allow so much (``net.core.wmem_max``), larger frames reach HALs that read on, and no others.
+    """
+    handle = getattr(transport, "getHandle", None)
+    if handle is None:
+        return
+    transport.SEND_LIMIT = max(transport.SEND_LIMIT, size)
+    for option in (SO_SNDBUFFORCE, socket.SO_SNDBUF):
+        try:
+            handle().setsockopt(socket.SOL_SOCKET, option, size)
+        except OSError:
+            continue  # only root may go beyond the limit
+        return
 
 
 class _Connection(GuestConnection):
@@ -242,6 +268,8 @@ class _Device(_Connection):
             # the guest left while the source began
             self._stop_stream(stream)
             return b""
+        pixels = capture.width * capture.height
+        send_whole(self.transport, video_bytes(pixels, 1) + pixels * PREVIEW_BYTES_PER_PIXEL + HEADER_BYTES)
         self._stream, self._capture = stream, capture
         self._camera.capture = capture
         return reply_text(True)

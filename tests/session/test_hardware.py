@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import sys
+import termios
+import time
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -19,6 +25,7 @@ from anbox_tw.rpc import RemoteError
 from anbox_tw.session.client import SessionClient
 from tests.session.guest import until
 from tests.session.test_service import SessionCase
+from tests.support import need_root
 
 
 class Pipe(Protocol):
@@ -322,3 +329,29 @@ class HardwareTests(HardwareCase):
         self.assertEqual((status["state"], status["failed"], len(status["errors"])), ("finished", 25, 20))
         self.assertEqual(self.session.device.fingerprint.state.finger, 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 25)
+
+    async def test_a_frame_is_all_there_for_one_read(self) -> None:
+        # the camera HAL of Android 7 takes what one read() gives
+        need_root()  # for a buffer beyond net.core.wmem_max
+        await self.begin()
+        size = 11 + 460_800 + 1_228_800
+
+        def ask() -> bytes:
+            with socket.socket(socket.AF_UNIX) as guest:
+                guest.settimeout(30)
+                guest.connect(self.session.paths.qemu_pipe)
+                guest.sendall(encode_identification("qemud:camera:name=anbox-back"))
+                guest.sendall(b"connect\0start dim=640x480 pix=825382478\0")
+                replies = b""
+                while len(replies) < 22:
+                    replies += guest.recv(22 - len(replies))
+                guest.sendall(b"frame video=460800 preview=1228800\0")
+                queued = bytearray(4)
+                for _ in range(3000):
+                    fcntl.ioctl(guest, termios.FIONREAD, queued)
+                    if int.from_bytes(queued, sys.byteorder) == size:
+                        break
+                    time.sleep(0.01)
+                return guest.recv(size)
+
+        self.assertEqual(len(await deferToThread(ask)), size)
