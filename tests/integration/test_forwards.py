@@ -146,6 +146,12 @@ class ForwardCase(SynchronousTestCase):
             self.echo(port)
         # the guest sees its own root
         self.assertEqual(self.connect(abstract).recv(16), b"0")
+        (added,) = self.forward("udp:0", f"udp:{guest.port}")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+            link.settimeout(WAIT_S)
+            link.connect(("127.0.0.1", int(added["listen"].rpartition(":")[2])))
+            link.send(b"abc")
+            self.assertEqual(link.recv(16), b"cba")
         self.assert_reset(self.port("tcp:9"))
         self.assert_reset(self.port("localabstract:nobody"))
         self.assert_reset(self.port("localfilesystem:/data/missing"))

@@ -21,7 +21,7 @@ from zope.interface.verify import verifyObject
 
 from anbox_tw.errors import AlreadyRunning, NotRunning, PermissionRefused
 from anbox_tw.network import ISocketCreator
-from anbox_tw.session.forwards import Forward, ForwardError, Forwards, GuestSockets
+from anbox_tw.session.forwards import Forward, ForwardError, Forwards, GuestSockets, datagrams
 from anbox_tw.session.forwards.errors import BadSpec, NoSuchForward
 from anbox_tw.session.forwards.specs import Listen, Target, parse_listen, parse_target
 from anbox_tw.session.forwards.store import ForwardStore, Kept
@@ -365,6 +365,116 @@ class StreamTests(ForwardCase):
         await self.assert_reset(forward)
         self.assertIn("limit", forward.last_error)
         first.close()
+
+
+class DatagramTests(ForwardCase):
+    def guest_socket(self, address: str = "127.0.0.1") -> socket.socket:
+        """A UDP service of the guest's."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        service = socket.socket(family, socket.SOCK_DGRAM)
+        self.addCleanup(service.close)
+        service.settimeout(WAIT_S)
+        service.bind((address, 0))
+        return service
+
+    def udp(self, service: socket.socket) -> Forward:
+        return self.forwards.add("udp:0", f"udp:{service.getsockname()[1]}")
+
+    def peer(self, forward: Forward) -> socket.socket:
+        family = socket.AF_INET6 if ":" in forward.listen.address else socket.AF_INET
+        link = socket.socket(family, socket.SOCK_DGRAM)
+        self.addCleanup(link.close)
+        link.settimeout(WAIT_S)
+        link.connect((forward.listen.address, forward.listen.port))
+        return link
+
+    async def test_each_peer_gets_its_answers(self) -> None:
+        service = self.guest_socket()
+        forward = self.udp(service)
+
+        def both() -> None:
+            peers = [self.peer(forward) for _ in range(5)]
+            for number, each in enumerate(peers):
+                each.send(b"%d" % number)
+                data, address = service.recvfrom(65536)
+                self.assertEqual(data, b"%d" % number)
+                # the largest that IPv4 carries
+                each.send(b"x" * 65507)
+                self.assertEqual(service.recvfrom(65536), (b"x" * 65507, address))
+                service.sendto(data * 2, address)
+            for number, each in enumerate(peers):
+                self.assertEqual(each.recv(16), b"%d" % number * 2)
+
+        await in_thread(both)
+        self.assertEqual((forward.open, forward.accepted, forward.failed), (5, 5, 0))
+        self.assertEqual(forward.count(), (5 * 65508, 10))
+        await self.forwards.remove(forward.listen)
+        self.assertEqual((forward.open, forward.count()), (0, (5 * 65508, 10)))
+
+    async def test_ipv6(self) -> None:
+        service = self.guest_socket("::1")
+        forward = self.forwards.add("udp:[::1]:0", f"udp:[::1]:{service.getsockname()[1]}")
+
+        def both() -> None:
+            peer = self.peer(forward)
+            peer.send(b"")
+            self.assertEqual(service.recvfrom(1)[0], b"")
+
+        await in_thread(both)
+
+    async def test_a_service_that_comes_later(self) -> None:
+        service = self.guest_socket()
+        address = service.getsockname()
+        forward = self.udp(service)
+        service.close()
+        peer = self.peer(forward)
+        peer.send(b"lost")
+        await until(lambda: "nobody listens" in forward.last_error)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+            again.settimeout(WAIT_S)
+            again.bind(address)
+            peer.send(b"there")
+            self.assertEqual((await in_thread(lambda: again.recvfrom(16)))[0], b"there")
+        self.assertEqual(forward.accepted, 1)
+
+    async def test_the_silent_are_forgotten_and_the_oldest_make_room(self) -> None:
+        service = self.guest_socket()
+        forward = self.udp(service)
+        self.patch(datagrams, "MAX_FLOWS", 2)
+        peers = [self.peer(forward) for _ in range(3)]
+        for number, each in enumerate(peers):
+            each.send(b"%d" % number)
+            await until(lambda number=number: forward.accepted == number + 1)  # type: ignore[misc]
+        self.assertEqual(forward.open, 2)
+        flows = list(forward.listener._flows.values())
+        self.assertEqual([flow.peer for flow in flows], [each.getsockname() for each in peers[1:]])
+        # one has been silent for as long as it may
+        flows[0].used -= datagrams.IDLE_S
+        forward.listener._timer.reset(0)
+        await until(lambda: forward.open == 1)
+        self.assertIs(next(iter(forward.relays)), flows[1])
+
+    async def test_without_a_container(self) -> None:
+        service = self.guest_socket()
+        forward = self.udp(service)
+        peer = self.peer(forward)
+        peer.send(b"1")
+        await in_thread(lambda: service.recvfrom(1))
+        self.guest.container_gone()
+        self.assertEqual(forward.open, 0)
+        peer.send(b"2")
+        await until(lambda: forward.failed == 1)
+        self.guest.container_runs(self.inside.path)
+        peer.send(b"3")
+        self.assertEqual((await in_thread(lambda: service.recvfrom(1)))[0], b"3")
+
+    def test_a_port_that_is_taken(self) -> None:
+        other = self.guest_socket()
+        with self.assertRaisesRegex(AlreadyRunning, "UDP port .* is taken"):
+            self.forwards.add(f"udp:{other.getsockname()[1]}", "udp:1")
+        self.assertEqual(len(self.forwards), 0)
+        self.assertEqual(self.forwards.redirect("udp", 0, 53).target.port, 53)
+        self.assertEqual([each[::2] for each in self.forwards.redirections()], [("udp", 53)])
 
 
 class LifeTests(ForwardCase):

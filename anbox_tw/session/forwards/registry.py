@@ -14,6 +14,7 @@ from zope.interface import implementer
 from anbox_tw.errors import AlreadyRunning, AnboxError
 from anbox_tw.interfaces import IRedirections
 from anbox_tw.network import Connections, RelayResult, TcpListener, UnixListener
+from anbox_tw.session.forwards.datagrams import DatagramListener
 from anbox_tw.session.forwards.errors import BadSpec, ForwardError, NoSuchForward
 from anbox_tw.session.forwards.guest import GuestSockets
 from anbox_tw.session.forwards.specs import LOOPBACK, Listen, Target, parse_listen, parse_target
@@ -281,6 +282,10 @@ class Forwards(Service):
                 close_grace=STOP_GRACE_S,
             )
             listener.startService()
+        elif listen.kind == "udp":
+            listener = DatagramListener(self._reactor, self._guest, forward)
+            listener.startService()
+            forward.listen = attrs.evolve(listen, port=listener.get_port())
         else:
             listener = TcpListener(
                 self._reactor,
@@ -298,9 +303,9 @@ class Forwards(Service):
 
     def _close(self, forward: Forward) -> Deferred[Any]:
         listener, forward.listener = forward.listener, None
-        closing = [forward.relays.close_all("the forward is removed", grace=STOP_GRACE_S)]
-        if listener is not None:
-            closing.append(listener.stopService())
+        # The listener first: a datagram's flow is its.
+        closing = [listener.stopService()] if listener is not None else []
+        closing.append(forward.relays.close_all("the forward is removed", grace=STOP_GRACE_S))
         return gatherResults(closing, consumeErrors=True)
 
     def _container_gone(self) -> None:
