@@ -246,6 +246,11 @@ class AdbPipeService(Service):
         return serial_of(self.port) if self.port else ""
 
     @property
+    def guest_port(self) -> int:
+        """The port at which the guest's adbd is reached now; 0 while there is none."""
+        return self.port if self._listener is not None else 0
+
+    @property
     def joined(self) -> int:
         """How many ADB servers are connected with the guest."""
         return len(self._relays)

@@ -37,6 +37,7 @@ from anbox_tw.session.desktop import DesktopFiles
 from anbox_tw.session.desktop_verbs import register_bridge_verbs
 from anbox_tw.session.errors import NotReadyYet
 from anbox_tw.session.forwards import Forward, Forwards, GuestSockets
+from anbox_tw.session.forwards.by_adb import AdbWay
 from anbox_tw.session.forwards.store import ForwardStore
 from anbox_tw.session.hardware import Hardware, HardwareSettings
 from anbox_tw.session.input import InputServer, register_input_verbs
@@ -232,7 +233,13 @@ class SessionService(Service):
         self.dbus = DBusService(reactor, self, settings.dbus) if settings.dbus else None
         self.container_sockets = GuestSockets(reactor, self.paths.instance)
         store = ForwardStore(f"{settings.state_path}/forwards.json") if settings.state_path else None
-        self.forwards = Forwards(reactor, self.container_sockets, store=store, tell=self._forward_changed)
+        self.forwards = Forwards(
+            reactor,
+            self.container_sockets,
+            adb=AdbWay(reactor, lambda: self.adb.guest_port),
+            store=store,
+            tell=self._forward_changed,
+        )
         self.end = stop or self._asked_to_stop
         self.control = SessionControl(self, self.clipboard, reactor, self.end)
         # The control socket comes first: it is how a second session of the instance is found out.

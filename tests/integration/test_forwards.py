@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -130,6 +131,24 @@ class ForwardCase(SynchronousTestCase):
         # the reset may come before the caller has returned from connecting
         self.assertRaises(ConnectionResetError, lambda: self.connect(port).recv(1))
 
+    def by_adb(self, guest: Guest) -> int:
+        """The same by the guest's adbd; ADB knows no half-close."""
+        (added,) = self.forward("tcp:0", f"tcp:{guest.port}", "--via", "adb")
+        port = int(added["listen"].rpartition(":")[2])
+        data = os.urandom(1_000_000)
+        with self.connect(port) as link:
+            sending = threading.Thread(target=link.sendall, args=(data,))
+            sending.start()
+            got = b""
+            while len(got) < len(data) and (more := link.recv(65536)):
+                got += more
+            sending.join()
+            self.assertEqual(got, data)
+        nobody = self.box.anbox("forward", "tcp:0", "tcp:9", "--via", "adb")
+        self.assert_reset(int(nobody.stdout))
+        self.assertEqual(len(self.forward("--remove", f"tcp:{nobody.stdout.strip()}")), 1)
+        return port
+
     def check(self) -> None:
         """All kinds of targets, and what goes wrong with them."""
         guest = Guest(self.box, str(self.box.directory))
@@ -160,8 +179,10 @@ class ForwardCase(SynchronousTestCase):
             link.sendall(b"%03d" % number)
         for number, link in enumerate(links):
             self.assertEqual(link.recv(3), b"%03d" % number)
+        adb = self.by_adb(guest)
         listed = {entry["listen"]: entry for entry in self.forward("--list")}
         self.assertEqual(listed[f"tcp:{tcp}"]["connections"], 100)
+        self.assertEqual(listed.pop(f"tcp:{adb}")["way"], "adb")
         self.assertEqual({entry["way"] for entry in listed.values()}, {"direct"})
         self.assertEqual(listed[f"tcp:{tcp}"]["bytes_to_guest"], 100_300)
         guest.kill()
@@ -177,9 +198,22 @@ class ForwardCase(SynchronousTestCase):
 
 
 class ProcessTests(ForwardCase):
+    def check_usage(self) -> None:
+        for arguments, code, text in (
+            (("tcp:1",), 2, "LISTEN and TARGET"),
+            (("--list", "--remove-all"), 2, "LISTEN and TARGET"),
+            (("tcp:x", "tcp:1"), 2, "no port"),
+            (("tcp:0", "tcp:1", "--via", "pigeon"), 2, "pigeon"),
+            (("--remove", "tcp:1"), 3, "nothing is forwarded"),
+        ):
+            done = self.box.anbox("forward", *arguments)
+            self.assertEqual((done.returncode, text in done.stderr), (code, True), done.stderr)
+
     def test_all_kinds(self) -> None:
+        self.assertEqual(self.box.anbox("forward", "tcp:0", "tcp:1").returncode, 3)
         self.box.up()
         self.box.booted()
+        self.check_usage()
         self.check()
         self.assertEqual(self.box.anbox("down").returncode, 0)
         eventually(lambda: not self.box.processes(), f"no process left: {self.box.processes()}")
@@ -215,19 +249,6 @@ class ProcessTests(ForwardCase):
         self.assertEqual(self.forward("--list")[0]["persistent"], True)
         self.assertEqual(len(self.forward("--remove-all")), 1)
         self.assertEqual(self.forward("--list"), [])
-
-    def test_usage(self) -> None:
-        for words, code in (("tcp:1", 2), ("--list --remove-all", 2), ("tcp:0 tcp:1", 3)):
-            self.assertEqual(self.box.anbox("forward", *words.split()).returncode, code, words)
-        self.box.up()
-        self.box.booted()
-        for arguments, code, text in (
-            (("tcp:x", "tcp:1"), 2, "no port"),
-            (("tcp:0", "tcp:1", "--via", "pigeon"), 2, "pigeon"),
-            (("--remove", "tcp:1"), 3, "nothing is forwarded"),
-        ):
-            done = self.box.anbox("forward", *arguments)
-            self.assertEqual((done.returncode, text in done.stderr), (code, True), done.stderr)
 
 
 class UserSandbox(Sandbox):

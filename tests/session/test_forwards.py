@@ -548,7 +548,7 @@ class LifeTests(ForwardCase):
 class RegistryTests(ForwardCase):
     def test_creator(self) -> None:
         forward = self.tcp(self.service())
-        creator = StreamCreator(reactor, self.guest, forward, self.forwards.way)
+        creator = StreamCreator(reactor, self.guest, forward, self.forwards)
         self.assertTrue(verifyObject(ISocketCreator, creator))
 
     async def test_add_list_remove(self) -> None:

@@ -59,7 +59,7 @@ class SocketSide(Protocol):
             self.stream.loseConnection()
 
 
-def join(stream: Any, socket: Any) -> StreamSide:
+def join(stream: Any, socket: Any, side: StreamSide | None = None) -> StreamSide:
     """Join an ADB stream and the transport of a socket.
 
     The caller still has to give the socket's data to ``stream.write`` and to end the stream when the
@@ -68,11 +68,12 @@ def join(stream: Any, socket: Any) -> StreamSide:
     Args:
         stream: an ``AdbStream`` that has no protocol yet.
         socket: a Twisted transport.
+        side: the stream's protocol, if it is to be more than a `StreamSide`.
 
     Returns:
         The stream's protocol; give it to ``stream.start`` (or return it from an open handler).
     """
-    side = StreamSide(socket)
+    side = side or StreamSide(socket)
     socket.registerProducer(_Valve(stream), True)
     stream.registerProducer(_Valve(socket), True)
     return side

@@ -14,6 +14,7 @@ from zope.interface import implementer
 from anbox_tw.errors import AlreadyRunning, AnboxError
 from anbox_tw.interfaces import IRedirections
 from anbox_tw.network import Connections, RelayResult, TcpListener, UnixListener
+from anbox_tw.session.forwards.by_adb import AdbWay
 from anbox_tw.session.forwards.datagrams import DatagramListener
 from anbox_tw.session.forwards.errors import BadSpec, ForwardError, NoSuchForward
 from anbox_tw.session.forwards.guest import GuestSockets
@@ -96,8 +97,12 @@ class Forwards(Service):
     Args:
         reactor: an fd reactor.
         guest: opens sockets in the container.
+        adb: the way by adbd; None: there is none.
         store: keeps those that are persistent; None: none can be.
         tell: called with what happened and the forward, for the session's events.
+
+    Attributes:
+        adb: as given.
     """
 
     _log = Logger()
@@ -107,12 +112,14 @@ class Forwards(Service):
         reactor: Any,
         guest: GuestSockets,
         *,
+        adb: AdbWay | None = None,
         store: ForwardStore | None = None,
         tell: Callable[[str, Forward], object] = lambda what, forward: None,
     ) -> None:
         self.setName("forwards")
         self._reactor = reactor
         self._guest = guest
+        self.adb = adb
         self._store = store
         self._tell = tell
         self._forwards: dict[Listen, Forward] = {}
@@ -144,6 +151,8 @@ class Forwards(Service):
         forwards, self._forwards = list(self._forwards.values()), {}
         closing = [self._close(forward) for forward in forwards]
         self._guest.close()
+        if self.adb is not None:
+            closing.append(self.adb.close())
         return gatherResults(closing, consumeErrors=True).addCallback(lambda _: None)
 
     # -- what others ask --
@@ -217,9 +226,15 @@ class Forwards(Service):
 
     def way(self, via: str, target: Target) -> str:
         """Which way the next connection goes: ``direct``, ``adb``, or empty: there is none now."""
-        if via == "direct" or target.datagrams:
-            return "direct" if self._guest.available else ""
-        return "direct" if self._guest.available else ""
+        if via != "adb" and self._guest.available:
+            return "direct"
+        if via != "direct" and not target.datagrams and self.adb is not None and self.adb.available:
+            return "adb"
+        return ""
+
+    def problem(self, via: str) -> str:
+        """Why there is no way."""
+        return "the guest's adbd is not there" if via == "adb" else self._guest.problem
 
     # -- the emulator console's --
 
@@ -268,7 +283,7 @@ class Forwards(Service):
 
     def _listen(self, forward: Forward) -> None:
         listen = forward.listen
-        creator = StreamCreator(self._reactor, self._guest, forward, self.way)
+        creator = StreamCreator(self._reactor, self._guest, forward, self)
         accepted = Connections(MAX_CONNECTIONS, name=f"callers of {listen}", clock=self._reactor)
         listener: Any
         if listen.kind == "unix":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress, IProtocol
@@ -15,10 +14,9 @@ from anbox_tw.errors import NetworkError
 from anbox_tw.network import Connections, ISocketCreator, ITrackedConnection, relay
 from anbox_tw.network.connections import next_connection_id
 from anbox_tw.session.forwards.guest import GuestSockets
-from anbox_tw.session.forwards.specs import Target
 
 if TYPE_CHECKING:
-    from anbox_tw.session.forwards.registry import Forward
+    from anbox_tw.session.forwards.registry import Forward, Forwards
 
 __all__ = ["StreamCreator", "reset"]
 
@@ -76,18 +74,16 @@ class StreamCreator:
         reactor: an fd reactor.
         guest: opens sockets in the container.
         forward: whose connections these are; it counts.
-        way: which way to go.
+        forwards: knows the ways.
     """
 
     _log = Logger()
 
-    def __init__(
-        self, reactor: Any, guest: GuestSockets, forward: Forward, way: Callable[[str, Target], str]
-    ) -> None:
+    def __init__(self, reactor: Any, guest: GuestSockets, forward: Forward, forwards: Forwards) -> None:
         self._reactor = reactor
         self._guest = guest
         self._forward = forward
-        self._way = way
+        self._forwards = forwards
 
     def create_connection_for(self, address: IAddress) -> IProtocol | None:
         """See `IConnectionCreator`: only what is too much comes here."""
@@ -101,10 +97,14 @@ class StreamCreator:
             forward.failure(f"{len(forward.relays)} connections are open, which is the limit")
             reset(sock)
             return True
-        way = self._way(forward.via, forward.target)
+        way = self._forwards.way(forward.via, forward.target)
         if not way:
-            forward.failure(self._guest.problem)
+            forward.failure(self._forwards.problem(forward.via))
             reset(sock)
+            return True
+        if way == "adb":
+            assert self._forwards.adb is not None
+            self._forwards.adb.serve(sock, forward)
             return True
         waiting = _Waiting(sock, registry, forward.relays.name)
 
