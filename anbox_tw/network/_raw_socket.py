@@ -12,10 +12,13 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["AF_UNIX", "RawSocket", "nothing"]
+__all__ = ["AF_UNIX", "RawSocket", "family_of", "nothing"]
 
 # each look at socket.family makes an enum member, which costs as much as a small send: numbers are compared
 AF_UNIX: Final = int(socket.AF_UNIX)
+_plain: Any = socket.SocketType
+family_of: Final = _plain.family.__get__
+"""The family of a socket as a number."""
 # struct linger: on, 0 seconds
 _LINGER_NONE: Final = b"\1\0\0\0\0\0\0\0"
 _ABORTED: Final = Failure(ConnectionAborted())
@@ -53,7 +56,9 @@ class RawSocket:
         "producer",
         "protocol",
         "reactor",
+        "reading",
         "socket",
+        "writing",
     )
 
     def __init__(self, sock: socket.socket, reactor: Any) -> None:
@@ -61,8 +66,11 @@ class RawSocket:
             sock.setblocking(False)
         self.socket = sock
         self.fileno = sock.fileno
-        self.family = int(sock.family)
+        self.family: int = family_of(sock)
         self.reactor = reactor
+        # what the reactor was asked for: asking it again for the same costs as much as a small send
+        self.reading = False
+        self.writing = False
         self.protocol: Any = None
         self.producer: Any = None
         self.disconnecting = False
@@ -71,18 +79,26 @@ class RawSocket:
         self.doWrite: Any = nothing
 
     def startReading(self) -> None:
-        self.reactor.addReader(self)
+        if not self.reading:
+            self.reading = True
+            self.reactor.addReader(self)
 
     def stopReading(self) -> None:
-        self.reactor.removeReader(self)
+        if self.reading:
+            self.reading = False
+            self.reactor.removeReader(self)
 
     pauseProducing = stopReading
 
     def startWriting(self) -> None:
-        self.reactor.addWriter(self)
+        if not self.writing:
+            self.writing = True
+            self.reactor.addWriter(self)
 
     def stopWriting(self) -> None:
-        self.reactor.removeWriter(self)
+        if self.writing:
+            self.writing = False
+            self.reactor.removeWriter(self)
 
     def loseConnection(self) -> None:
         self.disconnecting = True
@@ -114,18 +130,26 @@ class RawSocket:
         self.socket.close()
         return protocol.transport
 
+    # The reactor calls these after it has taken the socket out.
+
     def readConnectionLost(self, reason: Failure) -> None:
+        self.reading = False
         self.protocol.readConnectionLost()
 
     def writeConnectionLost(self, reason: Failure) -> None:
         """Part of ``IHalfCloseableDescriptor``; our side is ended by the relay itself."""
 
     def connectionLost(self, reason: Failure) -> None:
+        self.reading = self.writing = False
         if not self.disconnected:
             self.disconnected = True
-            self.stopReading()
-            self.stopWriting()
             self._close(reason)
+
+    def lose(self, reason: Failure) -> None:
+        """The connection is over, and the relay is the first to know."""
+        self.stopReading()
+        self.stopWriting()
+        self.connectionLost(reason)
 
     def _close(self, reason: Failure) -> None:
         protocol, self.protocol = self.protocol, None

@@ -207,7 +207,7 @@ class _ResetWatch:
         for fd, _ in self._epoll.poll(0, _ROUNDS):
             end = self._ends.get(fd)
             if end is not None:
-                end.transport.connectionLost(Failure(CONNECTION_LOST))
+                end.lose(Failure(CONNECTION_LOST))
                 if self._epoll.closed:
                     return
 
@@ -241,7 +241,9 @@ class _SocketDirection(Direction):
     __slots__ = ("pending", "pipe", "run")
 
     def __init__(self) -> None:
-        super().__init__()
+        # the base's too: a call less for each end of each connection
+        self.count = 0
+        self.eof = self.ended = self.broken = False
         self.pending: memoryview | bytes = b""
         self.run = 0
         self.pipe: _Pipe | None = None
@@ -255,14 +257,18 @@ class SocketEndpoint(RelayEndpoint):
     direction: _SocketDirection
 
     def __init__(self, relay: Relay) -> None:
-        super().__init__(relay)
+        # the base's too, as above
+        self.relay = relay
+        self.transport: Any = None
+        self.factory = None
         self.direction = _SocketDirection()
+        self.lost = False
         self._closing = False
         self._sock: socket.socket
 
     def makeConnection(self, transport: Any) -> None:
         """See ``IProtocol``; takes the socket over."""
-        super().makeConnection(transport)
+        self.transport = transport
         self._sock = transport.socket
         family = transport.family if isinstance(transport, RawSocket) else transport.socket.family
         self._unix = family == AF_UNIX
@@ -299,6 +305,18 @@ class SocketEndpoint(RelayEndpoint):
         if over and not self.relay.ending:
             self.relay.limit_reached()
 
+    def start(self) -> None:
+        """Begin, where nothing was read or written before: `begin` for a socket of our own."""
+        self.transport.startReading()
+
+    def lose(self, reason: Failure) -> None:
+        """The connection is over, and it was not the reactor that found out."""
+        transport = self.transport
+        if isinstance(transport, RawSocket):
+            transport.lose(reason)
+        else:
+            transport.connectionLost(reason)
+
     def abort(self, reason: str = "") -> None:
         """See `RelayEndpoint`."""
         if self.lost or self.transport is None:
@@ -315,7 +333,7 @@ class SocketEndpoint(RelayEndpoint):
         why = self.transport.doRead()
         if why is CONNECTION_LOST:
             # the error was taken from the socket by this read: the next would see a plain end
-            self.transport.connectionLost(Failure(CONNECTION_LOST))
+            self.lose(Failure(CONNECTION_LOST))
 
     def shut(self) -> None:
         """See `RelayEndpoint`."""
@@ -330,7 +348,7 @@ class SocketEndpoint(RelayEndpoint):
             and not incoming.pending
             and (incoming.pipe is None or not incoming.pipe.filled)
         ):
-            self.transport.connectionLost(_DONE)
+            self.lose(_DONE)
             return
         self.transport.stopReading()
         # the next turn flushes what is pending, if anything is, and closes
@@ -348,8 +366,10 @@ class SocketEndpoint(RelayEndpoint):
             for own in ("doRead", "doWrite"):
                 transport.__dict__.pop(own, None)
         for end in (self, self.peer):
-            end.direction.pending = b""
-            end._drop_pipe()
+            direction = end.direction
+            direction.pending = b""
+            if direction.pipe is not None:
+                end._drop_pipe()
 
     # -- reading: from this socket to the peer's
 
@@ -491,8 +511,10 @@ class SocketEndpoint(RelayEndpoint):
         direction = self.direction
         direction.eof = True
         self.transport.stopReading()
-        if not direction.pending and (direction.pipe is None or not direction.pipe.filled):
-            self._drop_pipe()
+        pipe = direction.pipe
+        if not direction.pending and (pipe is None or not pipe.filled):
+            if pipe is not None:
+                self._drop_pipe()
             # the reactor is done with this socket when it calls this: both may be closed now, not in the next turn
             self.relay.at_once = True
             self.peer._end_output()

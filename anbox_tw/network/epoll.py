@@ -44,6 +44,38 @@ class AnboxEPollReactor(epollreactor.EPollReactor):
             except Exception:
                 self._our_log.failure("unexpected error in the main loop")
 
+    # Adding and removing as Twisted does it, in one step for the usual case: a descriptor that epoll knows.
+
+    def addReader(self, reader: Any) -> None:
+        """See ``IReactorFDSet``."""
+        fd = reader.fileno()
+        if fd not in self._reads and fd not in self._writes:
+            try:
+                self._poller.register(fd, self._POLL_IN)
+            except OSError:
+                super().addReader(reader)
+            else:
+                self._reads.add(fd)
+                self._selectables[fd] = reader
+        else:
+            super().addReader(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        """See ``IReactorFDSet``."""
+        fd = reader.fileno()
+        if fd in self._reads and fd not in self._writes:
+            del self._selectables[fd]
+            self._poller.unregister(fd)
+            self._reads.remove(fd)
+        else:
+            super().removeReader(reader)
+
+    def removeWriter(self, writer: Any) -> None:
+        """See ``IReactorFDSet``; most are removed that were never added."""
+        fd = writer.fileno()
+        if fd in self._writes or fd < 0 or self._continuousPolling.isWriting(writer):
+            super().removeWriter(writer)
+
     def doPoll(self, timeout: float | None) -> None:
         """Poll once and serve what is ready; what ``iterate`` and the tests of reactors call."""
         self._poll(timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocol, IReactorFDSet
@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from anbox_tw.errors import NetworkError
 from anbox_tw.interfaces import IConnectionCreator
-from anbox_tw.network._raw_socket import RawSocket
+from anbox_tw.network._raw_socket import AF_UNIX, RawSocket
 from anbox_tw.network._relay_sockets import SocketEndpoint
 from anbox_tw.network.connections import Connections
 from anbox_tw.network.connectors import EndpointConnector, UnixConnector
@@ -22,6 +22,9 @@ from anbox_tw.network.relaying import DEFAULTS, Relay, RelayProtocol, enlist, re
 from anbox_tw.network.tracked import abort_transport
 
 __all__ = ["ForwardCreator", "ISocketCreator"]
+
+# a number: the names are members of an enum, and adding two makes a third each time
+_NONBLOCKING_STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
 
 class ISocketCreator(IConnectionCreator):
@@ -101,7 +104,7 @@ class ForwardCreator:
         if not self._quick:
             return False
         assert isinstance(self._connector, UnixConnector)
-        target = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        target = socket.socket(AF_UNIX, _NONBLOCKING_STREAM)
         if target.connect_ex(self._connector.path):
             target.close()
             return False
@@ -117,13 +120,13 @@ class ForwardCreator:
         a, b = SocketEndpoint(new), SocketEndpoint(new)
         a.peer, b.peer = b, a
         new.start(a, b)
-        for end, each in ((a, sock), (b, target)):
-            raw = RawSocket(each, self._clock)
-            raw.protocol = end
-            end.makeConnection(raw)
-        b.begin(b"", False)
+        near, far = RawSocket(sock, self._clock), RawSocket(target, self._clock)
+        near.protocol, far.protocol = a, b
+        a.makeConnection(near)
+        b.makeConnection(far)
+        b.start()
         # the caller's first words are often here by now
-        a.begin(b"", False)
+        a.start()
         a.read_now()
         return True
 

@@ -31,6 +31,7 @@ __all__ = ["BACKLOG", "CreatorFactory", "EndpointListener", "TcpListener", "Unix
 
 # accepted in one turn before the other descriptors get theirs
 _ACCEPTS_AT_ONCE = 64
+_STREAM = int(socket.SOCK_STREAM)
 # no descriptor or memory is left for one more
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NO_ROOM_WAIT_S = 0.1
@@ -99,8 +100,6 @@ class CreatorFactory(Factory):
 
     def serve_socket(self, sock: socket.socket, address: Any, port: Any, number: int) -> None:
         """Serve a socket that was just accepted, if it can be without a transport; else with one, as Twisted does."""
-        if self._no_delay:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self.registry.full and self.creator.forward_socket(sock, self.registry):  # type: ignore[attr-defined]  # an ISocketCreator
             return
         protocol = self.buildProtocol(port._buildAddr(address))
@@ -184,6 +183,7 @@ class _QuickAccept:
     """Mix-in for a Twisted port whose creator is an `ISocketCreator`: sockets go to it as they are."""
 
     _log = Logger()
+    addressFamily: Any
     factory: Any
     socket: Any
     reactor: Any
@@ -193,11 +193,17 @@ class _QuickAccept:
 
     def doRead(self) -> None:
         """Accept what waits, some at a time."""
-        accept = self.socket.accept
+        accept, family = self.socket._accept, self.addressFamily
         for _ in range(_ACCEPTS_AT_ONCE):
             held, self._held = self._held, None
             try:
-                sock, address = held or accept()
+                if held is not None:
+                    sock, address = held
+                else:
+                    # What socket.accept does, but for its enums and the look at the default timeout: these cost a
+                    # twentieth of the whole connection.
+                    fd, address = accept()
+                    sock = socket.socket(family, _STREAM, 0, fileno=fd)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -237,7 +243,20 @@ class _QuickAccept:
 
 
 class _QuickTcpPort(_QuickAccept, tcp.Port):
-    """Twisted's TCP port with a quicker accept."""
+    """Twisted's TCP port with a quicker accept.
+
+    Attributes:
+        no_delay: whether accepted sockets get TCP_NODELAY, which they inherit.
+    """
+
+    no_delay = False
+
+    def createInternetSocket(self) -> socket.socket:
+        """See ``tcp.Port``."""
+        made: socket.socket = super().createInternetSocket()
+        if self.no_delay:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
 
 
 class _PublishedPort(unix.Port):
@@ -375,6 +394,7 @@ class TcpListener(_Listener):
         try:
             if quick:
                 port = _QuickTcpPort(self._wanted, factory, BACKLOG, self.interface, self._reactor)
+                port.no_delay = self._no_delay
                 port.startListening()
                 self._port = port
             else:

@@ -160,6 +160,7 @@ class Relay:
         name: for lists and logs.
         strategy: ``sockets`` or ``producer``: what was chosen.
         at_once: set by an end while both may be closed within the call.
+        limited: whether there is a limit of bytes, so that `allowance` must be asked before each read.
     """
 
     # a relay is kept small: there may be thousands
@@ -185,6 +186,7 @@ class Relay:
         "_waiters",
         "at_once",
         "id",
+        "limited",
         "name",
         "strategy",
     )
@@ -213,6 +215,7 @@ class Relay:
         self._clock = clock
         self._idle_timeout = idle_timeout
         self._max_bytes = max_bytes
+        self.limited = max_bytes is not None
         self._max_duration = max_duration
         self._grace = close_grace
         self._on_close = on_close
@@ -292,11 +295,6 @@ class Relay:
         if self._max_duration is not None:
             self._duration_timer = self._clock.callLater(self._max_duration, self._too_long)
 
-    @property
-    def limited(self) -> bool:
-        """Whether there is a limit of bytes, so that `allowance` must be asked before each read."""
-        return self._max_bytes is not None
-
     def allowance(self) -> int:
         """How many more bytes may be taken under the limit of bytes."""
         assert self._max_bytes is not None
@@ -335,7 +333,8 @@ class Relay:
         """The connection of one end is gone."""
         side: Literal["a", "b"] = "a" if end is self._ends[0] else "b"
         if self._verdict is None:
-            if reason.check(ConnectionDone):
+            # not Failure.check: that compares names, and costs as much as a small send
+            if isinstance(reason.value, ConnectionDone):
                 self.finish(RelayEnd.FINISHED, side, f"{side} closed")
             else:
                 # the reactor is done with the socket that was lost: the other may be closed now
@@ -352,7 +351,8 @@ class Relay:
         if self._verdict is not None:
             return
         self._verdict = (end, side, reason)
-        self._cancel_timers()
+        if self._timer is not None or self._duration_timer is not None:
+            self._cancel_timers()
         # closing one end may close the other within the call: both are asked all the same
         for each in self._ends:
             if abort:

@@ -884,6 +884,10 @@ class ForwardTests(NetworkTestCase):
         self.assertEqual(await deferToThread(read_exactly, client, 5), b"hello")
         (running,) = self.registry
         self.assertEqual((running.name, running.strategy), ("to echo", "sockets"))
+        near = running._ends[0].transport.socket
+        self.assertTrue(near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertEqual((near.family, near.type, near.gettimeout()), (socket.AF_INET, socket.SOCK_STREAM, 0))
+        self.assertFalse(os.get_inheritable(near.fileno()))
         self.assertEqual(len(service.connections), 1)
         await service.stopService()
         await wait_until(lambda: len(self.registry) == 0)
@@ -948,10 +952,10 @@ class ForwardTests(NetworkTestCase):
         class Full:
             fileno = real.fileno
 
-            def accept(self) -> Any:
+            def _accept(self) -> Any:
                 if failures:
                     raise OSError(failures.pop(0), "no")
-                return real.accept()
+                return real._accept()
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(real, name)
