@@ -25,7 +25,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from anbox_tw.network._raw_socket import AF_UNIX, RawSocket, nothing
+from anbox_tw.network._raw_socket import AF_UNIX, RawSocket, family_of, nothing
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
 from anbox_tw.network.tracked import abort_transport
 
@@ -270,8 +270,7 @@ class SocketEndpoint(RelayEndpoint):
         """See ``IProtocol``; takes the socket over."""
         self.transport = transport
         self._sock = transport.socket
-        family = transport.family if isinstance(transport, RawSocket) else transport.socket.family
-        self._unix = family == AF_UNIX
+        self._unix = family_of(transport.socket) == AF_UNIX
         transport.pauseProducing()
         # whoever filled the transport until now is not asked for more
         transport.producer = None
