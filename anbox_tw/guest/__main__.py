@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         "hal", help="use the hardware as Android's HALs do: hal --help", add_help=False
     )
     hardware.add_argument("arguments", nargs=argparse.REMAINDER)
+    phone = commands.add_parser("ril", help="use the phone as Android's RIL does: ril --help", add_help=False)
+    phone.add_argument("arguments", nargs=argparse.REMAINDER)
     play = commands.add_parser("play", help="play sound, as the audio HAL does")
     play.add_argument("file", help="WAV or raw samples (44100 Hz, 16 bits, stereo); '-' reads standard input")
     record = commands.add_parser("record", help="record sound, as the audio HAL does")
@@ -158,6 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from anbox_tw.guest import hal_command
 
         return hal_command.main(hal_command.pipe_path(options.dev), options.arguments)
+    if options.command == "ril":
+        from anbox_tw.guest import ril_command
+
+        return ril_command.main(os.path.join(options.dev, "qemu_pipe"), options.arguments)
     if options.command == "am":
         return _am(options.dev, options.arguments)
     if options.command in ("play", "record", "getevent"):

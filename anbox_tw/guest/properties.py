@@ -69,6 +69,10 @@ _HAL = """#!/bin/sh
 exec {python} -m anbox_tw.guest --dev {dev} hal "$@"
 """
 
+_RIL = """#!/bin/sh
+exec {python} -m anbox_tw.guest --dev {dev} ril "$@"
+"""
+
 _AM = """#!/bin/sh
 exec {python} -m anbox_tw.guest --dev {dev} am "$@"
 """
@@ -123,6 +127,7 @@ class PropertyTable(dict[str, str]):
             "getprop": _GETPROP.format(file=_quoted(os.path.join(self._root, _FILE))),
             "am": _AM.format(python=python, dev=dev),
             "hal": _HAL.format(python=python, dev=dev),
+            "ril": _RIL.format(python=python, dev=dev),
         }
         if init:
             programs["setprop"] = _SETPROP.format(python=python)
