@@ -83,12 +83,16 @@ def _pulse(form: PcmFormat, label: str, latency: float) -> list[str]:
     ]
 
 
+_PW_CAT = 'case $(pw-cat --help) in *--raw*) exec pw-cat --raw "$@";; *) exec pw-cat "$@";; esac'
+"""From version 1.2 on pw-cat takes standard input for a sound file unless told otherwise; before, it knows no ``--raw``."""
+
+
 def pw_cat(mode: str, latency: float) -> Command:
     """PipeWire's player (``--playback``) or recorder (``--record``), with so many seconds of latency."""
 
     def command(form: PcmFormat, label: str) -> Sequence[str]:
         return [
-            *("pw-cat", mode, "--raw", "--format", "s16"),
+            *("sh", "-c", _PW_CAT, "pw-cat", mode, "--format", "s16"),
             *("--rate", str(form.rate), "--channels", str(form.channels)),
             *("--latency", f"{max(1, round(latency * 1000))}ms", "-"),
         ]

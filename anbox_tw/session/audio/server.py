@@ -23,6 +23,9 @@ __all__ = ["MAX_STREAMS", "AudioServer"]
 MAX_STREAMS = 16
 """Connections at once; a guest's HAL has one output and one input stream."""
 
+SOCKET_MODE = 0o666
+"""Android's audio server is neither root nor system. Nobody else on the host can pass the directory that the socket is in."""
+
 HANDSHAKE_TIMEOUT_S = 5.0
 """The HAL sends its byte right after it has connected."""
 
@@ -217,6 +220,7 @@ class AudioServer(Service):
             reactor,
             path,
             self,
+            mode=SOCKET_MODE,
             registry=Connections(limit=MAX_STREAMS, name="anbox_audio", clock=reactor),
             name="anbox_audio",
             close_grace=0.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import wave
 from collections.abc import Callable
 from typing import Any
@@ -463,4 +464,21 @@ class ChoiceTests(SynchronousTestCase):
         self.assertIn("--rate=44100", pacat(0.1)(PLAYBACK, "label"))
         self.assertIn("--stream-name=label", pacat(0.1)(PLAYBACK, "label"))
         self.assertIn("--latency-msec=20", parec(0.02)(RECORDING, "label"))
-        self.assertEqual(pw_cat("--record", 0.02)(RECORDING, "x")[-1], "-")
+
+    def test_both_kinds_of_pw_cat(self) -> None:
+        directory = os.path.abspath(self.mktemp())
+        os.mkdir(directory)
+        tool = f"{directory}/pw-cat"
+        for raw in ("", "--raw"):
+            with open(tool, "w") as file:
+                file.write(f'#!/bin/sh\n[ "$1" = --help ] && echo "  -a, {raw}" || echo "$@"\n')
+            os.chmod(tool, 0o755)
+            said = subprocess.run(
+                pw_cat("--record", 0.02)(RECORDING, "x"),
+                env={"PATH": f"{directory}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
+            expected = ["--record", "--format", "s16", "--rate", "8000", "--channels", "1"]
+            self.assertEqual(said, [*([raw] if raw else []), *expected, "--latency", "20ms", "-"])

@@ -316,7 +316,16 @@ class PulseTests(AudioCase):
         tone = self.file("tone", b"\0\x20\0\x20\0\xe0\0\xe0" * 200_000)
         start(
             self,
-            ["pacat", "--playback", "--raw", "--rate=44100", "--channels=2", "--format=s16le", tone],
+            [
+                "pacat",
+                "--playback",
+                "--raw",
+                "--latency-msec=50",
+                "--rate=44100",
+                "--channels=2",
+                "--format=s16le",
+                tone,
+            ],
             pulse.environment,
         )
         await deferLater(reactor, 0)
