@@ -29,6 +29,7 @@ need ping iputils-ping
 need desktop-file-validate desktop-file-utils
 need gio libglib2.0-bin
 need busctl systemd
+need groff groff-base
 need Xvfb xvfb
 need xclip xclip
 need xsel xsel

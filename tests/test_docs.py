@@ -13,6 +13,7 @@ from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
 from anbox_tw.cli import cli
+from anbox_tw.cli._main import COMMANDS
 from tests.support import REPOSITORY
 
 PAGES = [
@@ -113,6 +114,11 @@ class DocsTests(SynchronousTestCase):
             ],
             [],
         )
+
+    def test_every_command_is_in_the_reference(self) -> None:
+        page = (REPOSITORY / "docs/cli.md").read_text()
+        missing = [name for name in COMMANDS if f"`anbox {name}`" not in page]
+        self.assertEqual(missing, [], "add them to the table in docs/cli.md")
 
     def test_commands_exist_with_their_options(self) -> None:
         wrong = []

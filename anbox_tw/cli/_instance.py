@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from anbox_tw.errors import AlreadyRunning, ConfigError
+from anbox_tw.errors import AlreadyRunning, AnboxError, ConfigError
 from anbox_tw.network.paths import RuntimePaths
 
 __all__ = ["Holder", "Instance", "Lock", "instance_options", "runtime_option"]
@@ -41,6 +41,15 @@ def runtime_option(command: F) -> F:
     )(command)
 
 
+def _complete_instance(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The instances of this user whose names begin so."""
+    try:
+        known = Instance.all(ctx.params.get("runtime_dir"))
+        return [where.name for where in known if where.name.startswith(incomplete)]
+    except AnboxError:
+        return []  # a shell that completes has no use for errors
+
+
 def instance_options(command: F) -> F:
     """Add ``--instance`` and ``--runtime-dir`` to a command."""
     named = click.option(
@@ -51,6 +60,7 @@ def instance_options(command: F) -> F:
         show_default=True,
         metavar="NAME",
         help="Which instance.",
+        shell_complete=_complete_instance,
     )(command)
     return runtime_option(named)
 

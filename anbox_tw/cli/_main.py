@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from anbox_tw._version import __version__
 from anbox_tw.errors import AnboxError, ExitCode
@@ -19,6 +20,7 @@ COMMANDS = {
     "up": ("anbox_tw.cli.up", "up", "Start a container and its session, in the foreground."),
     "down": ("anbox_tw.cli.down", "down", "Stop an instance and leave nothing of it behind but its data."),
     "ps": ("anbox_tw.cli.ps", "ps", "List the instances of this user."),
+    "top": ("anbox_tw.cli.top", "top", "Watch the instances: connections, bytes per second, memory."),
     "wait": ("anbox_tw.cli.wait", "wait", "Wait until an instance is live, ready or booted."),
     "wait-ready": (
         "anbox_tw.cli.wait",
@@ -59,6 +61,19 @@ COMMANDS = {
         "doctor",
         "Look at the host: what works here, what is missing, how to mend it.",
     ),
+    "check-features": (
+        "anbox_tw.cli.host",
+        "check_features",
+        "Check that this computer's processor can run Android's programs.",
+    ),
+    "system-info": ("anbox_tw.cli.host", "system_info", "Print what matters of this host."),
+    "bugreport": (
+        "anbox_tw.cli.bugreport",
+        "bugreport",
+        "Put what a report of a defect needs into one file.",
+    ),
+    "completion": ("anbox_tw.cli.completion", "completion", "Print the shell's completion for this command."),
+    "man": ("anbox_tw.cli.man", "man", "Write the manual pages."),
     "version": ("anbox_tw.cli.version", "version", "Show the versions of anbox-tw and of what it stands on."),
     "adb": (
         "anbox_tw.cli.adb",
@@ -87,6 +102,16 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so, without importing any of them."""
+        found = [
+            CompletionItem(name, help=COMMANDS[name][2])
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+        # The options of the group itself, from the class above Group.
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any of them."""

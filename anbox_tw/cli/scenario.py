@@ -140,5 +140,5 @@ def _simple(name: str, verb: str, text: str) -> None:
 
 _simple("status", "scenario.status", "How far the scenario is.")
 _simple("stop", "scenario.stop", "End it; the device stays as it is.")
-_simple("pause", "scenario.pause", "Hold it.")
-_simple("resume", "scenario.resume", "Go on.")
+_simple("pause", "scenario.pause", "Hold the scenario that plays.")
+_simple("resume", "scenario.resume", "Go on after 'anbox scenario pause'.")

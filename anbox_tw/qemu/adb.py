@@ -236,6 +236,7 @@ class AdbPipeService(Service):
         self._waiting_guests: deque[_Guest] = deque()
         self._waiting_hosts: deque[_Host] = deque()
         self._relays: set[Relay] = set()
+        self._moved = (0, 0)
         self._idle: list[Deferred[None]] = []
         self.port = 0
         """The reserved ADB port, odd; 0 while the service does not run."""
@@ -254,6 +255,14 @@ class AdbPipeService(Service):
     def joined(self) -> int:
         """How many ADB servers are connected with the guest."""
         return len(self._relays)
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of ADB to the guest and from it, since the service was made."""
+        to_guest, from_guest = self._moved
+        for joined in self._relays:
+            from_guest += joined.counters.a_to_b
+            to_guest += joined.counters.b_to_a
+        return to_guest, from_guest
 
     def describe(self) -> dict[str, Any]:
         """Ports and counts for lists and logs; JSON-able."""
@@ -426,6 +435,8 @@ class AdbPipeService(Service):
 
     def _relay_done(self, result: RelayResult, joined: Relay, guest: int, host: int) -> None:
         self._relays.discard(joined)
+        to_guest, from_guest = self._moved
+        self._moved = (to_guest + result.counters.b_to_a, from_guest + result.counters.a_to_b)
         self._log.info(
             "adb: guest pipe {guest} and host {host} have ended, {reason}: {from_guest} and {from_host} bytes",
             guest=guest,

@@ -42,6 +42,7 @@ from anbox_tw.session.forwards.store import ForwardStore
 from anbox_tw.session.hardware import Hardware, HardwareSettings
 from anbox_tw.session.input import InputServer, register_input_verbs
 from anbox_tw.session.launchers import launchers_of
+from anbox_tw.session.stats import register_stats
 from anbox_tw.session.verbs import DeviceVerbs
 from anbox_tw.session.windows import Windows
 
@@ -230,6 +231,7 @@ class SessionService(Service):
             single_window=settings.single_window,
         )
         register_bridge_verbs(self)
+        register_stats(self)
         self.dbus = DBusService(reactor, self, settings.dbus) if settings.dbus else None
         self.container_sockets = GuestSockets(reactor, self.paths.instance)
         store = ForwardStore(f"{settings.state_path}/forwards.json") if settings.state_path else None
@@ -289,6 +291,11 @@ class SessionService(Service):
     def sockets(self) -> dict[str, str]:
         """All sockets of the session: name to host path."""
         return {**self.guest_sockets(), **self.input.sockets(), "control": self.paths.control}
+
+    @property
+    def listeners(self) -> list[UnixListener]:
+        """Of the sockets that the guest and the tools connect to."""
+        return list(self._listeners)
 
     def details(self) -> dict[str, Any]:
         """What the fixed fields of ``session_info`` do not say; JSON-able."""
