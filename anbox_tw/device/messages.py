@@ -20,8 +20,8 @@ __all__ = ["MAX_KEPT", "MAX_TEXT_CHARACTERS", "Message", "Messages", "MessagesSt
 MAX_KEPT = 100
 """Messages in the listing of each way; the oldest are forgotten."""
 
-MAX_TEXT_CHARACTERS = 255 * 67
-"""255 parts of 67 UCS-2 characters; nothing longer fits the count of parts."""
+MAX_TEXT_CHARACTERS = 255 * 66
+"""UTF-16 units of 255 parts, which is what the count of parts can say; 67 fit into one, 66 where a pair would be torn."""
 
 _NUMBER = re.compile(r"\+?[0-9]{1,20}\Z", re.ASCII)
 _PDU = re.compile(r"(?:[0-9A-Fa-f]{2})+\Z", re.ASCII)
@@ -109,12 +109,14 @@ class Messages(Part[MessagesState]):
             BadValue: the number or the text cannot be.
         """
         check_sms_number(number)
-        if not isinstance(text, str) or len(text) > MAX_TEXT_CHARACTERS:
-            raise BadValue(f"a message is a text of at most {MAX_TEXT_CHARACTERS} characters")
+        if not isinstance(text, str):
+            raise BadValue("a message is a text")
         try:
-            text.encode("utf-16-be")
+            units = len(text.encode("utf-16-be")) // 2
         except UnicodeEncodeError:
             raise BadValue("the text has half a surrogate pair") from None
+        if units > MAX_TEXT_CHARACTERS:
+            raise BadValue(f"a message has at most {MAX_TEXT_CHARACTERS} characters")
         return self._deliver(Message(self.state.count + 1, "in", number, text, self._wall_time()))
 
     def deliver_pdu(self, pdu: str) -> Message:

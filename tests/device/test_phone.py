@@ -325,7 +325,7 @@ class MessagesTests(SynchronousTestCase):
     def test_what_cannot_be_sent(self) -> None:
         for number in ("", "+", "1+", "12a", "1#", "1" * 21):
             self.assertRaises(BadValue, self.messages.deliver, number, "x")
-        for text in ("x" * (255 * 67 + 1), "\ud800"):
+        for text in ("x" * (255 * 66 + 1), "😀" * (255 * 33 + 1), "\ud800"):
             self.assertRaises(BadValue, self.messages.deliver, "1", text)
         for pdu in ("", "0", "0g", "00" * 189):
             self.assertRaises(BadValue, self.messages.deliver_pdu, pdu)

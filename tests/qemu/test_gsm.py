@@ -254,6 +254,13 @@ class MessageTests(GsmCase):
         self.device.phone.update(sim="ready")
         self.assertEqual(self.delivered(guest), ["a"])
 
+    def test_the_longest_texts(self) -> None:
+        guest = self.connect()
+        for text in ("x" * (255 * 66), "{" * (255 * 66), "日" * (255 * 66), "😀" * (255 * 33)):
+            self.device.messages.deliver("1", text)
+            self.assertEqual("".join(self.delivered(guest)), text)
+        self.assertEqual(self.statuses()[-1], ("delivered", 255))
+
     def test_too_many_are_refused(self) -> None:
         for _ in range(MAX_PENDING):
             self.device.messages.deliver("1", "x")

@@ -125,3 +125,40 @@ class SmsTests(SynchronousTestCase):
         found = parse_pdu(data, to_network=True)
         assert isinstance(found, Submit)
         self.assertEqual(found.part, Part("h", 0x0102, 2, 1, "ucs2"))
+
+    def test_coding_schemes(self) -> None:
+        for scheme, coding in (
+            (0x00, "gsm7"), (0x04, "8bit"), (0x08, "ucs2"), (0x0C, "gsm7"), (0x11, "gsm7"), (0x19, "ucs2"), (0x48, "ucs2"),
+            (0x90, "gsm7"), (0xC8, "gsm7"), (0xD0, "gsm7"), (0xE0, "ucs2"), (0xF0, "gsm7"), (0xF6, "8bit"),
+        ):  # fmt: skip
+            found = parse_pdu(
+                bytes([0, 1, 0, 4, 0x81, 0x21, 0x43, 0, scheme, 2, 0x41, 0x61]), to_network=True
+            )
+            assert isinstance(found, Submit)
+            self.assertEqual(found.part.coding, coding, hex(scheme))
+        for scheme in (0x20, 0x60):
+            with self.assertRaises(PduError):
+                parse_pdu(bytes([0, 1, 0, 4, 0x81, 0x21, 0x43, 0, scheme, 2, 0x41, 0x61]), to_network=True)
+
+    def test_validity_periods(self) -> None:
+        for minutes in (5, 720, 750, 1440, 2880, 43_200, 50_400, 635_040):
+            found = parse_pdu(Submit("1", Part("x"), validity=minutes).encode(), to_network=True)
+            assert isinstance(found, Submit)
+            self.assertEqual(found.validity, minutes)
+        for first in (0x09, 0x19):  # enhanced, absolute
+            pdu = bytes([0, first, 0, 4, 0x81, 0x21, 0x43, 0, 0, *range(7), 1, 0x41])
+            found = parse_pdu(pdu, to_network=True)
+            assert isinstance(found, Submit)
+            self.assertEqual((found.validity, found.part.text), (None, "A"))
+
+    def test_what_cannot_be_made(self) -> None:
+        for number in ("", "1" * 21, "a name too long"):
+            self.assertRaises(ValueError, Submit(number, Part("x")).encode)
+        self.assertRaises(ValueError, Submit("1", Part("日")).encode)
+
+    def test_a_time_that_is_none_does_not_cost_the_text(self) -> None:
+        pdu = Deliver("1", Part("x"), 1_000_000_000).encode()
+        at = pdu.index(bytes([0, 0])) + 2
+        found = parse_pdu(pdu[:at] + b"\xff" * 7 + pdu[at + 7 :], to_network=False)
+        assert isinstance(found, Deliver)
+        self.assertEqual((found.time, found.part.text), (0.0, "x"))
