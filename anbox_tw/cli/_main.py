@@ -46,6 +46,7 @@ COMMANDS = {
     "sensor": ("anbox_tw.cli.sensor", "sensor", "Read and set what the sensors measure."),
     "geo": ("anbox_tw.cli.geo", "geo", "Say where the device is: a position, or a route."),
     "battery": ("anbox_tw.cli.sensor", "battery", "Read and set battery and charger."),
+    "camera": ("anbox_tw.cli.camera", "camera", "See and change what the device's cameras show."),
     "finger": ("anbox_tw.cli.sensor", "finger", "Touch the fingerprint sensor."),
     "call": ("anbox_tw.cli.phone", "call", "Call the guest, and answer its calls."),
     "sms": ("anbox_tw.cli.phone", "sms", "Send and read short messages."),
