@@ -191,7 +191,7 @@ class Fetcher:
             ConfigError: a URL cannot be used.
         """
         for url in urls:
-            if not url.startswith(("http://", "https://")):
+            if not url.startswith(("http://", "https://")) or not url.isascii() or " " in url:
                 raise ConfigError(
                     f"{url[:200]!r} is no http or https URL", "import a file with 'anbox image import'"
                 )
@@ -311,7 +311,7 @@ class Fetcher:
         else:
             partial.size = 0
         try:
-            requesting: Deferred[Any] = agent.request(b"GET", url.encode("ascii", "replace"), headers)
+            requesting: Deferred[Any] = agent.request(b"GET", url.encode("ascii"), headers)
             response = await requesting.addTimeout(options.timeout, self._reactor)
         except Exception as error:
             raise _Again(_words(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import sys
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from anbox_tw.errors import ConfigError
 from anbox_tw.interfaces import IAudioCapture, IAudioSource
 from anbox_tw.session.audio._pace import Pacer
 
-__all__ = ["FileSource", "SilenceSource", "ToneSource", "converted"]
+__all__ = ["Converter", "FileSource", "SilenceSource", "ToneSource"]
 
 TONE_HZ = 440
 TONE_PEAK = 16384
@@ -144,31 +145,45 @@ class ToneSource(_Made):
         return _Reader(data, over_and_over=True)
 
 
-def converted(data: bytes, form: PcmFormat, wanted: PcmFormat) -> bytes:
-    """Samples in another format: channels are averaged, and the rate is changed by linear interpolation.
+class Converter:
+    """Reads samples of one format as those of another, a piece at a time, with silence behind them.
 
-    What has the format already comes back unchanged.
+    Channels are averaged, and the rate is changed by linear interpolation; what has the format already is unchanged.
+
+    Args:
+        data: whole frames.
+        form: of them.
+        wanted: of what is read.
+
+    Attributes:
+        frames: how many there are in the wanted format.
     """
-    if form == wanted:
-        return data
-    samples = array("h", data)
-    if struct.pack("=h", 1) != struct.pack("<h", 1):  # pragma: no cover  # a big-endian host
-        samples.byteswap()
-    channels = form.channels
-    if channels > 1:
-        mono = array(
-            "h", (sum(samples[n : n + channels]) // channels for n in range(0, len(samples), channels))
-        )
-    else:
-        mono = samples
-    count = len(mono) * wanted.rate // form.rate
-    made = array("h")
-    for n in range(count):
-        place, rest = divmod(n * form.rate, wanted.rate)
-        here = mono[place]
-        after = mono[place + 1] if place + 1 < len(mono) else here
-        made.append(here + (after - here) * rest // wanted.rate)
-    return b"".join(struct.pack("<h", sample) * wanted.channels for sample in made)
+
+    def __init__(self, data: bytes, form: PcmFormat, wanted: PcmFormat) -> None:
+        self._samples = array("h", data)
+        if sys.byteorder == "big":  # pragma: no cover
+            self._samples.byteswap()
+        self._channels = form.channels
+        self._from, self._to, self._wanted = form.rate, wanted.rate, wanted
+        self._length = len(self._samples) // self._channels
+        self.frames = self._length * wanted.rate // form.rate
+        self._place = 0
+
+    def __call__(self, count: int) -> bytes:
+        """The next ``count`` bytes, whole frames."""
+        first = self._place
+        self._place = last = first + count // self._wanted.frame_bytes
+        made = [self._at(n) if n < self.frames else 0 for n in range(first, last)]
+        return b"".join(struct.pack("<h", sample) * self._wanted.channels for sample in made)
+
+    def _at(self, n: int) -> int:
+        place, rest = divmod(n * self._from, self._to)
+        here = self._mono(place)
+        return here + (self._mono(min(place + 1, self._length - 1)) - here) * rest // self._to
+
+    def _mono(self, place: int) -> int:
+        frame = self._samples[place * self._channels : (place + 1) * self._channels]
+        return sum(frame) // self._channels
 
 
 @implementer(IAudioSource)
@@ -198,16 +213,16 @@ class FileSource(_Made):
         except OSError as error:
             raise ConfigError(f"the microphone's file {path} cannot be read: {error.strerror}") from error
         if raw:
-            samples = data[: len(data) - len(data) % SAMPLE_BYTES]
+            found, samples = form, data[: len(data) - len(data) % SAMPLE_BYTES]
         else:
             found, samples = find_wav(data)
-            samples = converted(samples, found, form)
-        self._form = form
+        self._form = found
         self._samples = samples
 
     def _maker(self, form: PcmFormat) -> Callable[[int], bytes]:
-        assert form == self._form
-        return _Reader(self._samples, over_and_over=False)
+        if form == self._form:
+            return _Reader(self._samples, over_and_over=False)
+        return Converter(self._samples, self._form, form)
 
     def _waits(self) -> bool:
         return True

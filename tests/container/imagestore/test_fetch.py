@@ -289,7 +289,7 @@ class FaultTests(FetchCase):
         self.assertEqual(os.listdir(self.store.root), [])
 
     async def test_urls_that_cannot_be(self) -> None:
-        for url in ("ftp://x/y", "file:///etc/passwd", "android.img"):
+        for url in ("ftp://x/y", "file:///etc/passwd", "android.img", "http://h/\u00e4.img", "http://h/a b"):
             await self.fails(ConfigError, url)
 
 

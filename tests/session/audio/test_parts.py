@@ -25,7 +25,7 @@ from anbox_tw.session.audio._pace import Pacer
 from anbox_tw.session.audio.children import pacat, parec, pw_cat
 from anbox_tw.session.audio.choice import AutoSink, make_sink, make_source
 from anbox_tw.session.audio.playback import NullSink
-from anbox_tw.session.audio.sources import FileSource, SilenceSource, ToneSource, converted
+from anbox_tw.session.audio.sources import Converter, FileSource, SilenceSource, ToneSource
 from anbox_tw.session.audio.wav import MAX_DATA_BYTES, WavFile, WavSink
 
 
@@ -403,15 +403,35 @@ class SourceTests(SynchronousTestCase):
         self.assertRaises(ConfigError, FileSource, self.clock, path, RECORDING, raw=True)
 
     def test_conversion(self) -> None:
-        data = struct.pack("<4h", 10, 20, 30, 40)
-        self.assertEqual(converted(data, RECORDING, RECORDING), data)
-        mono = converted(data, PcmFormat(8000, 2), RECORDING)
-        self.assertEqual(struct.unpack("<2h", mono), (15, 35))
-        twice = converted(struct.pack("<2h", 0, 100), PcmFormat(4000, 1), RECORDING)
-        self.assertEqual(struct.unpack("<4h", twice), (0, 50, 100, 100))
-        half = converted(struct.pack("<4h", 1, 2, 3, 4), PcmFormat(16000, 1), RECORDING)
-        self.assertEqual(struct.unpack("<2h", half), (1, 3))
-        self.assertEqual(converted(b"", PLAYBACK, RECORDING), b"")
+        def converted(form: PcmFormat, *samples: int, wanted: PcmFormat = RECORDING) -> tuple[int, ...]:
+            data = struct.pack(f"<{len(samples)}h", *samples)
+            whole = Converter(data, form, wanted)
+            count = (whole.frames + 1) * wanted.frame_bytes
+            made = whole(count)
+            piecewise = Converter(data, form, wanted)
+            pieces = b"".join(piecewise(wanted.frame_bytes) for _ in range(whole.frames + 1))
+            self.assertEqual(pieces, made)
+            return struct.unpack(f"<{count // 2}h", made)
+
+        self.assertEqual(converted(RECORDING, 10, 20, -30), (10, 20, -30, 0))
+        self.assertEqual(converted(PcmFormat(8000, 2), 10, 20, 30, 40), (15, 35, 0))
+        self.assertEqual(converted(PcmFormat(4000, 1), 0, 100), (0, 50, 100, 100, 0))
+        self.assertEqual(converted(PcmFormat(16000, 1), 1, 2, 3, 4), (1, 3, 0))
+        self.assertEqual(converted(PcmFormat(8000, 1), 5, wanted=PcmFormat(8000, 2)), (5, 5, 0, 0))
+        self.assertEqual(converted(PLAYBACK), (0,))
+
+    def test_a_file_of_another_format(self) -> None:
+        path = self.mktemp()
+        tone = ToneSource(self.clock)._maker(PLAYBACK)(PLAYBACK.byte_rate)
+        with open(path, "wb") as file:
+            file.write(wav_header(PLAYBACK, len(tone)) + tone)
+        capture = FileSource(self.clock, path, RECORDING).open(RECORDING, self.hear)
+        self.clock.pump([0.02] * 60)
+        capture.close()
+        samples = struct.unpack(f"<{len(self.heard) // 2}h", self.heard)
+        rises = sum(a < 0 <= b for a, b in zip(samples, samples[1:], strict=False))
+        self.assertApproximates(rises, 440, 2)
+        self.assertEqual(set(samples[8100:]), {0})
 
 
 class ChoiceTests(SynchronousTestCase):
