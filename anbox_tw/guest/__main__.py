@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     play = commands.add_parser("play", help="play sound, as the audio HAL does")
     play.add_argument("file", help="WAV or raw samples (44100 Hz, 16 bits, stereo); '-' reads standard input")
     record = commands.add_parser("record", help="record sound, as the audio HAL does")
-    record.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how much [%(default)s]")
+    record.add_argument(
+        "-T", "--seconds", type=float, default=5.0, metavar="S", help="how much [%(default)s]"
+    )
     record.add_argument("file", help="the WAV file to write; '-' writes raw samples to standard output")
     getevent = commands.add_parser(
         "getevent", help="print what the input devices send, as Android's getevent -lt"
@@ -55,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     getevent.add_argument(
         "-c", "--count", type=int, default=0, metavar="N", help="end after so many events [never]"
     )
+    getevent.add_argument("-p", "--print", action="store_true", help="print what the devices are, and end")
+    getevent.add_argument("-l", "-t", action="store_true", help="nothing: names and times are always printed")
     getevent.add_argument(
         "device", nargs="*", help="event0 (pointer), event1 (keyboard), event2 (touch) [all]"
     )
@@ -72,7 +76,11 @@ def _media(options: argparse.Namespace) -> int:
         elif options.command == "record":
             audio.record(socket, options.file, options.seconds)
         else:
-            input.get_events(options.dev, options.device, options.count)
+            paths = [os.path.basename(device) for device in options.device]
+            if options.print:
+                input.describe_devices(options.dev, paths)
+            else:
+                input.get_events(options.dev, paths, options.count)
     except AnboxError as error:
         print(f"anbox guest: {error}", file=sys.stderr)  # noqa: T201
         return int(error.exit_code)

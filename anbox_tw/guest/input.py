@@ -14,7 +14,7 @@ from anbox_tw.device.evdev import EV_SYN, SYN_DROPPED, EventDecoder, StampedEven
 from anbox_tw.device.event_codes import EVENT_CODES, EVENT_TYPES
 from anbox_tw.errors import NotRunning, TimedOut
 
-__all__ = ["InputReader", "find_devices", "get_events", "name_of"]
+__all__ = ["InputReader", "describe_devices", "find_devices", "get_events", "name_of"]
 
 TIMEOUT_S = 10.0
 READ_BYTES = 64 * 1024
@@ -119,6 +119,39 @@ def name_of(stamped: StampedEvent) -> str:
     return f"{kind:<12} {code:<20} {value}"
 
 
+def _find(dev: str, names: Sequence[str]) -> list[str]:
+    paths = [f"{dev}/input/{name}" for name in names] or find_devices(dev)
+    if not paths:
+        raise NotRunning(f"there are no input devices in {dev}/input", "a session must serve them")
+    return paths
+
+
+def describe_devices(dev: str, names: Sequence[str]) -> None:
+    """What ``python -m anbox_tw.guest getevent -p`` does: prints what the devices say of themselves.
+
+    Args:
+        dev: the guest's ``/dev``.
+        names: of the devices, ``event0`` and so on; all when empty.
+
+    Raises:
+        NotRunning: there is no device.
+    """
+    for path in _find(dev, names):
+        reader = InputReader(path)
+        reader.close()
+        info = reader.info
+        sys.stdout.write(f"add device {path}\n  name: {info.name!r}\n")
+        sys.stdout.write(
+            f"  bus: {info.bus:04x}, vendor: {info.vendor:04x}, product: {info.product:04x}, version: {info.version:04x}\n"
+        )
+        for kind, codes in (("EV_KEY", info.keys), ("EV_REL", info.relative), ("EV_ABS", info.absolute)):
+            for code in sorted(codes):
+                limit = f": min {info.minimum.get(code, 0)}, max {info.maximum.get(code, 0)}"
+                name = _CODES[kind].get(code, f"{code:04x}")
+                sys.stdout.write(f"  {kind} {name}{limit if kind == 'EV_ABS' else ''}\n")
+    sys.stdout.flush()
+
+
 def get_events(dev: str, names: Sequence[str], count: int) -> int:
     """What ``python -m anbox_tw.guest getevent`` does: prints events until there were ``count``, 0 for no end.
 
@@ -133,9 +166,7 @@ def get_events(dev: str, names: Sequence[str], count: int) -> int:
     Raises:
         NotRunning: there is no device.
     """
-    paths = [f"{dev}/input/{name}" for name in names] or find_devices(dev)
-    if not paths:
-        raise NotRunning(f"there are no input devices in {dev}/input", "a session must serve them")
+    paths = _find(dev, names)
     seen = 0
     with selectors.DefaultSelector() as selector:
         for path in paths:
@@ -160,5 +191,6 @@ def get_events(dev: str, names: Sequence[str], count: int) -> int:
                         sys.stdout.flush()
                         return seen
             sys.stdout.flush()
-            ready = [key.data for key, _ in selector.select()]
+            # without any device left there is nothing to wait for
+            ready = [key.data for key, _ in selector.select()] if selector.get_map() else []
     return seen

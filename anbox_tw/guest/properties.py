@@ -65,17 +65,19 @@ _SETPROP = """#!/bin/sh
 exec {python} -m anbox_tw.android.setprop "$@"
 """
 
-_HAL = """#!/bin/sh
-exec {python} -m anbox_tw.guest --dev {dev} hal "$@"
+_COMMAND = """#!/bin/sh
+exec {python} -m anbox_tw.guest --dev {dev} {command} "$@"
 """
 
-_RIL = """#!/bin/sh
-exec {python} -m anbox_tw.guest --dev {dev} ril "$@"
-"""
-
-_AM = """#!/bin/sh
-exec {python} -m anbox_tw.guest --dev {dev} am "$@"
-"""
+_COMMANDS = {
+    "am": "am",
+    "hal": "hal",
+    "ril": "ril",
+    "getevent": "getevent",
+    "tinyplay": "play",
+    "tinycap": "record",
+}
+"""Programs of the guest's shells, and the guest's commands that they are."""
 
 
 class PropertyTable(dict[str, str]):
@@ -125,9 +127,10 @@ class PropertyTable(dict[str, str]):
         python, dev = _quoted(sys.executable), _quoted(self._dev)
         programs = {
             "getprop": _GETPROP.format(file=_quoted(os.path.join(self._root, _FILE))),
-            "am": _AM.format(python=python, dev=dev),
-            "hal": _HAL.format(python=python, dev=dev),
-            "ril": _RIL.format(python=python, dev=dev),
+            **{
+                name: _COMMAND.format(python=python, dev=dev, command=command)
+                for name, command in _COMMANDS.items()
+            },
         }
         if init:
             programs["setprop"] = _SETPROP.format(python=python)
