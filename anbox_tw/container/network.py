@@ -39,6 +39,7 @@ from anbox_tw.errors import AnboxError
 from anbox_tw.netd.bridge import Bridge
 from anbox_tw.netd.children import Completed as NftCompleted
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.forwarding import ForwardingClaims
 from anbox_tw.netd.kernel_journal import KernelJournal
 from anbox_tw.netd.namespace import NetworkNamespace
 
@@ -56,6 +57,7 @@ _KEY = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 _log = Logger()
 _held: dict[tuple[str, str], int] = {}  # (state directory, key) -> descriptor of our locked lease
+_claims: dict[tuple[str, str], ForwardingClaims] = {}  # likewise: that the container needs forwarding
 
 
 @attrs.frozen
@@ -148,6 +150,9 @@ class _Locked:
         _held[self.directory, key] = descriptor
 
     def drop(self, key: str) -> None:
+        claims = _claims.pop((self.directory, key), None)
+        if claims is not None:
+            claims.close()
         descriptor = _held.pop((self.directory, key), None)
         if descriptor is not None:
             os.close(descriptor)
@@ -295,7 +300,8 @@ class ContainerNetwork:
             locked.write(state)
             lease, notes = self._choose(state, wanted, [str(each.get("address")) for each in leases.values()])
             locked.take(key, {"address": str(lease.address.ip), "pid": os.getpid(), "state": state})
-            notes += await self._make(state, locked, context)
+            claims = _claims[directory, key] = ForwardingClaims()
+            notes += await self._make(state, locked, context, claims)
         finally:
             locked.release()
         return attrs.evolve(lease, notes=tuple(notes))
@@ -351,9 +357,11 @@ class ContainerNetwork:
 
     # -- making --
 
-    async def _make(self, state: Mapping[str, Any], locked: _Locked, context: UndoContext) -> list[str]:
+    async def _make(
+        self, state: Mapping[str, Any], locked: _Locked, context: UndoContext, claims: ForwardingClaims
+    ) -> list[str]:
         """Make what is not there; each step may be repeated."""
-        bridge = _bridge_of(state, locked, context)
+        bridge = _bridge_of(state, locked, context, claims)
         try:
             with _diagnosed(f"the bridge {bridge.name} could not be made"):
                 if state["created"]:
@@ -421,7 +429,9 @@ def _diagnosed(what: str) -> Iterator[None]:
         raise DiagnosedError.of("ANBOX-C016", what, error.cause, error.cure) from error
 
 
-def _bridge_of(state: Mapping[str, Any], locked: _Locked, context: UndoContext) -> Bridge:
+def _bridge_of(
+    state: Mapping[str, Any], locked: _Locked, context: UndoContext, claims: ForwardingClaims | None = None
+) -> Bridge:
     """The bridge that a state is about."""
 
     async def nft(text: str) -> NftCompleted:
@@ -437,6 +447,7 @@ def _bridge_of(state: Mapping[str, Any], locked: _Locked, context: UndoContext) 
         table=state["table"],
         journal=KernelJournal(f"{locked.directory}/{KERNEL_JOURNAL}", NetworkNamespace().identity()),
         nft=nft,
+        claims=claims,
     )
 
 
@@ -490,6 +501,9 @@ async def _undo_network(args: Mapping[str, Any], context: UndoContext) -> None:
         return
     if os.path.basename(directory) != _namespace(context.proc):
         # It is about a network namespace that we are not in. If it lives, its own managers look after it.
+        claims = _claims.pop((directory, str(key)), None)
+        if claims is not None:
+            claims.close()
         held = _held.pop((directory, str(key)), None)
         if held is not None:
             os.close(held)

@@ -25,6 +25,7 @@ from anbox_tw.errors import ConfigError
 from anbox_tw.netd._kernel_model import is_interface_name
 from anbox_tw.netd.children import Completed, run_tool
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.forwarding import FORWARD4, ForwardingClaims
 from anbox_tw.netd.kernel_journal import KernelJournal
 from anbox_tw.netd.namespace import NamespacedReactor, NetworkNamespace
 from anbox_tw.netd.nft import errno_in, match, meta, payload
@@ -34,7 +35,6 @@ __all__ = ["COMMENT", "Bridge", "BridgeSeen", "bridge_ruleset"]
 COMMENT: Final = "managed by anbox-tw"
 # DNS and DHCP, should the host serve them on the bridge
 SERVED_PORTS: Final = (53, 67)
-_FORWARDING: Final = "/proc/sys/net/ipv4/ip_forward"
 
 Nft = Callable[[str], Awaitable[Completed]]
 """Runs ``nft -j -f -`` with a text."""
@@ -117,6 +117,7 @@ class Bridge:
         table: str = "",
         journal: KernelJournal | None = None,
         nft: Nft | None = None,
+        claims: ForwardingClaims | None = None,
     ) -> None:
         """Make the object; the kernel is not touched yet.
 
@@ -128,6 +129,8 @@ class Bridge:
             table: name of the nftables table, by default the bridge's.
             journal: what is noted before each change; by default in memory.
             nft: runs ``nft``, by default netd's own way.
+            claims: hold the need of forwarding from `forward` on, whatever becomes of this object; by default it does so
+                itself, until `close`.
 
         Raises:
             ConfigError: the address is none of IPv4, or the name cannot be an interface's.
@@ -149,6 +152,8 @@ class Bridge:
         self._there = NamespacedReactor(reactor, self._namespace)
         self._journal = journal or KernelJournal()
         self._nft = nft or self._run_nft
+        self._own_claims = ForwardingClaims(self._namespace)
+        self._claims = claims or self._own_claims
         self._routes: Any = None
         self._opened: Any = None
 
@@ -159,7 +164,9 @@ class Bridge:
             from anbox_tw.netd.netlink import RouteClient
 
             self._routes = RouteClient(self._reactor, self._namespace)
-            self._opened = Kernel(self._routes, self._namespace, journal=self._journal)
+            self._opened = Kernel(
+                self._routes, self._namespace, journal=self._journal, forwarding=self._claims
+            )
         return self._opened
 
     async def look(self) -> BridgeSeen | None:
@@ -227,10 +234,9 @@ class Bridge:
             KernelRefused: refused.
         """
         try:
-            if self._namespace.read_file(_FORWARDING).strip() != "1":
-                self._kernel.write_sysctl(_FORWARDING, "1")
+            self._kernel.sysctls.forward(FORWARD4)
         except OSError as error:
-            raise KernelRefused(error.errno or errno.EIO, f"writing {_FORWARDING}") from error
+            raise KernelRefused(error.errno or errno.EIO, f"writing {FORWARD4}") from error
 
     async def make_table(self) -> None:
         """The third step: NAT, in one transaction that makes the table anew.
@@ -282,3 +288,4 @@ class Bridge:
             self._opened = None
             self._routes.close()
         self._journal.close()
+        self._own_claims.close()

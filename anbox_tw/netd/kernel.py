@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from twisted.logger import Logger
 
@@ -51,14 +51,13 @@ from anbox_tw.netd._kernel_model import (
     rule_parts,
 )
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.forwarding import ForwardingClaims
 from anbox_tw.netd.kernel_journal import ROUTE_ATTRIBUTES, ROUTE_FIELDS, InterfaceNote, KernelJournal
+from anbox_tw.netd.kernel_sysctls import Sysctls
 from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RouteClient
 
 __all__ = ["Address", "Kernel", "Link", "Rule", "is_interface_name"]
-
-_FORWARD4: Final = "/proc/sys/net/ipv4/ip_forward"
-_FORWARD6: Final = "/proc/sys/net/ipv6/conf/all/forwarding"
 
 
 class Kernel:
@@ -67,6 +66,7 @@ class Kernel:
     Attributes:
         namespace: whose kernel state it is.
         journal: what it was before we changed it.
+        sysctls: the files below /proc/sys/net.
     """
 
     _log = Logger()
@@ -78,6 +78,7 @@ class Kernel:
         *,
         dry_run: Callable[[str], object] | None = None,
         journal: KernelJournal | None = None,
+        forwarding: ForwardingClaims | None = None,
     ) -> None:
         """Make the object; the kernel is not touched yet.
 
@@ -86,11 +87,13 @@ class Kernel:
             namespace: the same as that of ``routes``.
             dry_run: called with each change instead of making it.
             journal: takes the notes; by default they are kept in memory.
+            forwarding: holds our need of the forwarding switches; by default claims of our own.
         """
         self._routes = routes
         self.namespace = namespace
         self._dry_run = dry_run
         self.journal = journal or KernelJournal()
+        self.sysctls = Sysctls(namespace, self.journal, forwarding, dry_run)
         self._rules: list[tuple[int, Rule]] = []
         self._own_routes: dict[tuple[Any, ...], Any] = {}
 
@@ -425,32 +428,8 @@ class Kernel:
     # -- sysctls
 
     def write_sysctl(self, path: str, value: str) -> None:
-        """Write a file below /proc/sys/net.
-
-        Raises:
-            OSError: it is not there, or not writable.
-        """
-        if self._would(f"echo {value} > {path}"):
-            return
-        value = value.strip()
-        self.journal.note_sysctl(path, self.namespace.read_file(path).strip(), value)
-        if path in (_FORWARD4, _FORWARD6):
-            # writing it writes every interface's, so these are noted, too
-            version = "ipv4" if path == _FORWARD4 else "ipv6"
-            with self.namespace.entered():
-                names = os.listdir(f"/proc/sys/net/{version}/conf")
-            for name in names:
-                each = f"/proc/sys/net/{version}/conf/{name}/forwarding"
-                try:
-                    self.journal.note_sysctl(each, self.namespace.read_file(each).strip(), value)
-                except FileNotFoundError:
-                    pass  # an interface that has just gone
-        self.namespace.write_file(path, value)
-
-    def sysctl_before(self, path: str) -> str | None:
-        """What a sysctl was before we changed it; None when we did not."""
-        note = self.journal.sysctls.get(path)
-        return note.before if note is not None else None
+        """Write a file below /proc/sys/net; see `Sysctls.write`."""
+        self.sysctls.write(path, value)
 
     async def note_interface(self, name: str) -> None:
         """Note an interface's state, because something else of us is about to change it."""
@@ -484,7 +463,7 @@ class Kernel:
             except AnboxError as error:
                 if getattr(error, "errno", None) != errno.ENODEV:
                     self._log.warn("{error}", error=error)
-        self._undo_sysctls()
+        self.sysctls.undo()
         if self.journal.interfaces:
             present = {link.index: link for link in await self.links()}
             for index, note in self.journal.interfaces.items():
@@ -494,23 +473,6 @@ class Kernel:
                     except AnboxError as error:
                         self._log.warn("{name}: {error}", name=note.name, error=error)
         self.journal.clear()
-
-    def _undo_sysctls(self) -> None:
-        notes = sorted(self.journal.sysctls.items(), key=lambda item: len(item[0]))
-        # looked at before the first is written: forwarding for all writes those of the interfaces
-        ours = {path for path, note in notes if self._sysctl(path) in note.ours}
-        for path, note in notes:
-            if path in ours and self._sysctl(path) != note.before:
-                try:
-                    self.namespace.write_file(path, note.before)
-                except OSError as error:
-                    self._log.warn("{path}: {error}", path=path, error=error.strerror)
-
-    def _sysctl(self, path: str) -> str | None:
-        try:
-            return self.namespace.read_file(path).strip()
-        except OSError:
-            return None  # of an interface that is gone
 
     async def _restore(self, note: InterfaceNote, now: Link) -> None:
         if now.mtu in note.our_mtus and now.mtu != note.mtu:

@@ -145,6 +145,12 @@ class KernelJournal:
             note.ours.add(ours)
             self.sysctls[path] = note
 
+    def forget_sysctl(self, path: str) -> None:
+        """A file is as it was."""
+        if path in self.sysctls:
+            self._write({"note": "restored", "path": path})
+            del self.sysctls[path]
+
     def note_made(self, name: str, mac: str) -> None:
         """An interface is about to be made, with a hardware address that nobody else's has."""
         self._write({"note": "made", "name": name, "mac": mac})
@@ -307,6 +313,8 @@ class KernelJournal:
                 if path.startswith("/proc/sys/net/") and ".." not in path.split("/"):
                     known = self.sysctls.setdefault(path, SysctlNote(str(line["before"]), set()))
                     known.ours.update(str(value) for value in line["ours"])
+            case "restored":
+                self.sysctls.pop(str(line["path"]), None)
             case "made":
                 self.made[str(line["name"])] = str(line["mac"])
             case "table":

@@ -20,12 +20,11 @@ from twisted.logger import Logger
 
 from anbox_tw.netd.children import DaemonChild
 from anbox_tw.netd.errors import KernelRefused
+from anbox_tw.netd.forwarding import FORWARD4, FORWARD6
 from anbox_tw.netd.kernel import Kernel, is_interface_name
 
-__all__ = ["IPV4_FORWARDING", "IPV6_FORWARDING", "TetherController"]
+__all__ = ["TetherController"]
 
-IPV4_FORWARDING: Final = "/proc/sys/net/ipv4/ip_forward"
-IPV6_FORWARDING: Final = "/proc/sys/net/ipv6/conf/all/forwarding"
 MAX_INTERFACES: Final = 64
 MAX_REQUESTERS: Final = 256
 
@@ -73,9 +72,11 @@ class TetherController:
             self.requesters.add(requester)
         else:
             self.requesters.discard(requester)
-        for path in (IPV4_FORWARDING, IPV6_FORWARDING):
-            value = "1" if self.requesters else (self._kernel.sysctl_before(path) or "0")
-            self._kernel.write_sysctl(path, value)
+        for path in (FORWARD4, FORWARD6):
+            if self.requesters:
+                self._kernel.sysctls.forward(path)
+            else:
+                self._kernel.sysctls.stop_forwarding(path)
 
     # -- tethered interfaces
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from twisted.internet import reactor
 
 from anbox_tw.errors import ConfigError
@@ -33,6 +35,61 @@ class BridgeTests(PacketCase):
         self.assertEqual(await self.tcp(guest, "10.2.0.2"), "10.2.0.1")
         self.ns.run("ip link set tap0 nomaster")
         await bridge.unmake()
+        await bridge.unmake()
+        self.assertEqual(self.ns.state(), before)
+
+    async def test_forwarding_is_shared(self) -> None:
+        """Whoever switches forwarding on does not switch it off while another needs it; the last one does."""
+        path = "/proc/sys/net/ipv4/ip_forward"
+        before = await self.settled(self.ns)
+        await self.start()
+
+        def switch() -> str:
+            return self.ns.namespace.read_file(path).strip()
+
+        def bridge(number: int) -> Bridge:
+            return Bridge(reactor, f"test{number}", f"10.7{number}.0.1/24", namespace=self.ns.namespace)
+
+        on, off = "ipfwd enable x", "ipfwd disable x"
+        # netd first, and first to leave
+        await self.expect(on, "200 ipfwd operation succeeded")
+        one, two = bridge(1), bridge(2)
+        await one.make()
+        await two.make()
+        await self.expect(off, "200 ipfwd operation succeeded")
+        self.assertEqual(switch(), "1")
+        await one.unmake()
+        self.assertEqual(switch(), "1")
+        await two.unmake()
+        self.assertEqual(switch(), "0")
+        # a bridge first, and first to leave
+        await one.make()
+        await self.expect(on, "200 ipfwd operation succeeded")
+        await one.unmake()
+        self.assertEqual(switch(), "1")
+        await self.expect(off, "200 ipfwd operation succeeded")
+        self.assertEqual(switch(), "0")
+        # what the host's administrator has switched on stays
+        self.ns.namespace.write_file(path, "1")
+        await self.expect(on, "200 ipfwd operation succeeded")
+        await one.make()
+        await self.expect(off, "200 ipfwd operation succeeded")
+        await one.unmake()
+        self.assertEqual(switch(), "1")
+        await self.stop()
+        self.assertEqual(switch(), "1")
+        self.ns.namespace.write_file(path, "0")
+        self.assertEqual(self.ns.state(), before)
+
+    async def test_names_in_the_way_of_claims(self) -> None:
+        """Anybody may take an abstract name; nonsense in it harms nobody."""
+        for name in ("anbox-forwarding/4/9/x", "anbox-forwarding/4", "anbox-forwarding/4/1x/y"):
+            taken = self.ns.namespace.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self.addCleanup(taken.close)
+            taken.bind("\0" + name)
+        bridge = Bridge(reactor, "test0", "10.77.0.1/24", namespace=self.ns.namespace)
+        before = await self.settled(self.ns)
+        await bridge.make()
         await bridge.unmake()
         self.assertEqual(self.ns.state(), before)
 
