@@ -516,8 +516,12 @@ class Kernel:
         """
         if self._dry_run is not None:
             return
-        if marked or self.journal.marked:
+        if marked:
             await self._remove_marked()
+        elif self.journal.marked:
+            self._log.warn(
+                "rules and routes of a killed netd stay: they look like those of another that lives"
+            )
         if not self.journal.empty:
             self._log.info(
                 "undoing what a netd that was killed has left, after {path}", path=self.journal.path

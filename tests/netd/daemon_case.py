@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from typing import Any
 
@@ -49,6 +50,19 @@ class DaemonTestCase(KernelTestCase):
         await self.connector.stopService()
         if self.netd.running:
             await self.netd.stopService()
+
+    async def answering(self, path: str) -> None:
+        """Wait until somebody listens at a path: a socket is there before that."""
+
+        def connects() -> bool:
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(path)
+                except OSError:
+                    return False
+                return True
+
+        await self.until(connects, f"somebody at {path}", timeout=30)
 
     async def tell(self, *words: str) -> list[str]:
         """Send a command (one string is split at its spaces); every reply as ``CODE TEXT``."""

@@ -119,7 +119,8 @@ class ActivationTests(DaemonTestCase):
         words = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *self.options()]
         daemon = self.spawn(words, [given.fileno()], ANDROID_SOCKET_netd=str(given.fileno()))
         own = os.path.join(self.directory, "own")
-        await self.until(lambda: os.path.exists(f"{own}/dnsproxyd"), "the others", timeout=30)
+        await self.answering(f"{own}/dnsproxyd")
+        await self.answering(os.path.join(self.directory, "netd"))
         self.assertEqual(await self.asked(os.path.join(self.directory, "netd")), "Forwarding disabled")
         self.assertEqual(sorted(os.listdir(own)), ["dnsproxyd", "fwmarkd", "mdns"])
         await self.ended(daemon)

@@ -369,11 +369,7 @@ class CommandLineTests(DaemonTestCase):
             reader = threading.Thread(target=lambda: output.extend(daemon.stdout))  # type: ignore[arg-type]
             reader.start()
             try:
-                await self.until(
-                    lambda: os.path.exists(os.path.join(self.directory, "s", "netd")),
-                    "the daemon's socket",
-                    timeout=20,
-                )
+                await self.answering(os.path.join(self.directory, "s", "netd"))
                 done = await deferToThread(self.ndc, "interface", "list")
                 self.assertEqual(
                     (done.returncode, done.stdout),
@@ -430,7 +426,7 @@ class CommandLineTests(DaemonTestCase):
             stderr=subprocess.DEVNULL,
         ) as daemon:
             try:
-                await self.until(lambda: os.path.exists(f"{sockets}/netd"), "the socket", timeout=30)
+                await self.answering(f"{sockets}/netd")
                 for line in (
                     "interface setmtu b0 1400",
                     "interface setcfg b0 10.1.1.1 24",
