@@ -38,6 +38,17 @@ def _directories(instance: str) -> list[Path]:
     return [*found, Path(DEFAULT_SOCKET_DIR), Path("/dev/socket")]
 
 
+def _other_instances(name: str, instance: str) -> list[str]:
+    """The instances that have a netd."""
+    found: set[str] = set()
+    for place in _directories(instance)[:-2]:
+        root = place.parent if instance == "default" else place.parent.parent.parent
+        found |= {each.parent.name for each in root.glob("instances/*/netd") if _is_socket(each / name)}
+        if _is_socket(root / "netd" / name):
+            found.add("default")
+    return sorted(found)
+
+
 def find_socket(name: str, instance: str) -> str:
     """The path of netd's socket ``name``.
 
@@ -51,6 +62,12 @@ def find_socket(name: str, instance: str) -> str:
     for place in places:
         if _is_socket(place / name):
             return str(place / name)
+    others = [] if variable else _other_instances(name, instance)
+    if others:
+        raise NotRunning(
+            f"no socket '{name}' of a netd of the instance '{instance}'",
+            f"these have one: {', '.join(others)}; name it with --instance",
+        )
     raise NotRunning(
         f"no socket '{name}' of a netd in {', '.join(map(str, places))}",
         f"start the instance with 'anbox up{'' if instance == 'default' else f' --instance {instance}'}', or a daemon "

@@ -189,7 +189,7 @@ class TwoInstancesTests(SynchronousTestCase):
         self.assertEqual(listed.returncode, 0, listed.stderr)
         absent = box.anbox("ndc", "--instance", "third", "interface", "list")
         self.assertEqual(absent.returncode, 3, absent.stdout)
-        self.assertIn("anbox up --instance third", absent.stderr)
+        self.assertIn("these have one: second", absent.stderr)
         self.assertEqual(box.anbox("down", "--all").returncode, 0)
         eventually(lambda: not box.processes(), "no process left")
         self.assertEqual(box.leftovers(), [])
