@@ -112,6 +112,36 @@ class SomebodyElseTests(DaemonTestCase):
         await self.stop()
         self.assertEqual(self.ns.state(), before)
 
+    async def test_forged_netlink_messages(self) -> None:
+        """Root of the namespace sends what looks like the kernel's to every netlink socket of ours."""
+        await self.start()
+        forger = """
+            import socket, struct, sys
+            name = b"evil0\\0\\0\\0"
+            link = struct.pack("=BBHiII", 0, 0, 1, 9999, 0x11043, 0xffffffff) + struct.pack("=HH", 10, 3) + name
+            message = struct.pack("=IHHII", 16 + len(link), 16, 0, 0, 0) + link
+            uevent = b"add@/devices/virtual/net/evil0\\0ACTION=add\\0SUBSYSTEM=net\\0INTERFACE=evil0\\0SEQNUM=1\\0"
+            sent = 0
+            for line in open("/proc/net/netlink").read().splitlines()[1:]:
+                protocol, port = int(line.split()[1]), int(line.split()[2])
+                if not port or protocol not in (0, 5, 12, 15):
+                    continue
+                with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as s:
+                    for data in (uevent, message, b"", b"\\xff" * 100, message[:20], message * 40):
+                        for groups in (0, 1, 0xffffffff):
+                            try:
+                                sent += bool(s.sendto(data, (port, groups)))
+                            except OSError:
+                                pass
+            print(sent)
+        """
+        sent = int(await deferToThread(self.ns.python, forger))
+        self.assertGreater(sent, 0)
+        self.ns.run("ip link add b0 type bridge")
+        await self.until(lambda: "600 Iface added b0" in self.heard(), "the kernel's own")
+        await self.expect("interface list", "110 lo", "110 b0", "200 Interface list completed")
+        self.assertEqual([line for line in self.heard() if "evil" in line], [])
+
     async def test_nft_that_fails_or_is_missing(self) -> None:
         await self.start()
         real = children.find_tool
