@@ -23,18 +23,6 @@ from benchmarks.relays import Measure, Scale, medians
 
 __all__ = ["ADB_FORWARD", "BARE", "DIRECT_FORWARD", "MEASURES", "run"]
 
-DIRECT = """
-import sys
-from twisted.internet import reactor
-from anbox_tw.network import Connections, ForwardCreator, RetryPolicy, TcpConnector, TcpListener
-listen, target = map(int, sys.argv[1:])
-connector = TcpConnector(reactor, "127.0.0.1", target, retry=RetryPolicy.once())
-registry = Connections(100_000, name="forward", clock=reactor)
-TcpListener(reactor, listen, ForwardCreator(connector, clock=reactor), registry=registry).startService()
-print("up", flush=True)
-reactor.run()
-"""
-
 MEASURES = [
     Measure("push", "throughput to the guest", "MB/s", "more"),
     Measure("pull", "throughput from the guest", "MB/s", "more"),
@@ -66,11 +54,8 @@ class Forwards:
         stack.callback(self.adb, "kill-server")
         self.adb("start-server")
         self.adb("connect", f"localhost:{self.device_port}")
-        self.ports = {
-            ADB_FORWARD: self.by_adb(),
-            DIRECT_FORWARD: self.directly(),
-            BARE: self.guest_port,
-        }
+        ports = {ADB_FORWARD: self.by_adb(), DIRECT_FORWARD: self.directly(), BARE: self.guest_port}
+        self.ports = {name: port for name, port in ports.items() if port is not None}
         self.samples: dict[str, dict[str, list[float]]] = {name: {} for name in self.ports}
 
     def adb(self, *arguments: str) -> str:
@@ -89,17 +74,20 @@ class Forwards:
         """Make an ``adb forward``; its port."""
         return int(self.adb("forward", "tcp:0", f"tcp:{self.guest_port}"))
 
-    def directly(self) -> int:
-        """Start our forward; its port."""
-        port = adb.free_port()
+    def directly(self) -> int | None:
+        """Start our forward; its port, or None where the helper may not enter the namespaces."""
         process = self.stack.enter_context(
             adb.running(
-                sys.executable, "-c", DIRECT, str(port), str(self.guest_port), environment=self.environment
+                sys.executable,
+                "-m",
+                "benchmarks.forward_ours",
+                str(self.guest_port),
+                environment=self.environment,
             )
         )
         assert process.stdout is not None
-        process.stdout.readline()
-        return port
+        line = process.stdout.readline()
+        return int(line) if line else None
 
     @contextlib.contextmanager
     def guest(self) -> Iterator[subprocess.Popen[bytes]]:

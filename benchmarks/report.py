@@ -60,6 +60,18 @@ def _ratio(results: dict[str, Any] | None, key: str, one: str, other: str) -> fl
         return None
 
 
+def _added(ways: dict[str, Any] | None, key: str) -> float | None:
+    """What the direct forward adds to no forward at all, to what ``adb forward`` adds."""
+    try:
+        direct, by_adb, bare = (
+            ways[name][key]["median"]  # type: ignore[index]  # None is a TypeError too
+            for name in (forwards.DIRECT_FORWARD, forwards.ADB_FORWARD, forwards.BARE)
+        )
+        return float((direct - bare) / (by_adb - bare))
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
 def marks(document: dict[str, Any]) -> list[Mark]:
     """What the project holds itself to, with this run's figures."""
     relays, calls, ways = document.get("relays"), document.get("rpc"), document.get("forwards")
@@ -119,6 +131,7 @@ def marks(document: dict[str, Any]) -> list[Mark]:
         Mark("the same from the guest", _ratio(ways, "pull", direct, by_adb), 3.0, True),
         Mark("the same, 1-byte round trip", _ratio(ways, "ping", direct, by_adb), 0.33, False),
         Mark("the same, death noticed after", _ratio(ways, "notice", direct, by_adb), 0.2, False),
+        Mark("the same, less what it takes without a forward", _added(ways, "notice"), 0.2, False),
     ]
     for outstanding, bound in ((1, 6.0), (64, 20.0)):
         key = f"calls_per_s {outstanding}"
