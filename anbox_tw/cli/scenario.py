@@ -84,7 +84,7 @@ def run_(
     text = read(file)
 
     async def work(reactor: Any, client: SessionClient) -> int:
-        from twisted.internet.defer import Deferred
+        from twisted.internet.defer import CancelledError, Deferred
 
         ended: Deferred[tuple[str, str]] = Deferred()
 
@@ -95,21 +95,21 @@ def run_(
 
         begun: list[bool] = []
         await client.watch(event)
-        status = await client.device("scenario.start", text=text, factor=factor, repeat=repeat)
-        if detach:
-            click.echo(f"{status['name'] or file}: {status['steps']} steps in {status['duration']:g} s")
-            return ExitCode.OK
-        begun.append(True)
-        if status["state"] == "playing":
-            try:
+        try:
+            status = await client.device("scenario.start", text=text, factor=factor, repeat=repeat)
+            if detach:
+                click.echo(f"{status['name'] or file}: {status['steps']} steps in {status['duration']:g} s")
+                return ExitCode.OK
+            begun.append(True)
+            if status["state"] == "playing":
                 place, _ = await first_of(ended, client.when_lost())
-            except BaseException:
-                # Ctrl-C
-                await client.device("scenario.stop")
-                raise
-            if place == 1:
-                raise NotRunning("the session has ended")
-            status = await client.device("scenario.status")
+                if place == 1:
+                    raise NotRunning("the session has ended")
+                status = await client.device("scenario.status")
+        except CancelledError:
+            # Ctrl-C
+            await client.device("scenario.stop")
+            raise
         for line in status["errors"]:
             click.echo(f"{file}: {line}", err=True)
         click.echo(f"{status['state']}: {status['done']} steps, {status['failed']} failed")
