@@ -21,7 +21,7 @@ class Ko(Exception):
     """A command fails.
 
     Args:
-        text: behind ``KO: ``.
+        text: what follows ``KO:``.
         lines: that go before it.
     """
 

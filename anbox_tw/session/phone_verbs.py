@@ -70,7 +70,8 @@ class PhoneVerbs:
 
         Returns:
             For each ``id``, ``number``, ``text``, ``time`` (seconds since 1970), ``parts``, ``pdu`` (whether ``text`` is
-            one) and ``status``: ``waiting``, ``delivered``, ``acknowledged``, ``refused``; ``sent`` for the guest's.
+            one) and ``status``, which is ``waiting``, ``delivered``, ``acknowledged`` or ``refused``, and ``sent`` for
+            the guest's.
         """
         state = self._device.messages.state
         return {

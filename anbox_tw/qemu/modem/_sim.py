@@ -87,7 +87,7 @@ class SimCard:
             number: of the phone.
 
         Returns:
-            The answer behind ``+CRSM: ``, or None for what is no command.
+            The answer behind ``+CRSM:``, or None for what is no command.
         """
         numbers = [int(text) for text in arguments[:5] if re.fullmatch(r"[0-9]{1,6}", text, re.ASCII)]
         if not 1 <= len(arguments) <= 7 or len(numbers) != min(len(arguments), 5):
