@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 
 from anbox_tw.console._text import c_integer, numbers
@@ -218,6 +220,17 @@ def _delay(host: IConsoleHost, text: str) -> None:
         raise Ko("invalid <delay> argument, see 'help network delay' for valid values") from None
 
 
+def _capture(host: IConsoleHost, text: str) -> None:
+    if not text:
+        raise Ko("missing <file> argument, see 'help network capture start'")
+    # The packets are the kernel's here: tcpdump sees them on the container's link.
+    raise Ko(f"could not start capture: {os.strerror(errno.EOPNOTSUPP)}")
+
+
+def _end_capture(host: IConsoleHost, text: str) -> None:
+    """There is none, which is what was asked for."""
+
+
 def _rotate(host: IConsoleHost, text: str) -> None:
     display = host.device.display
     display.update(rotation=(display.state.rotation + 1) % 4)
@@ -376,6 +389,22 @@ NETWORK = Command(
                 f"  {'<min>:<max>':<8} milliseconds",
             ),
             _delay,
+        ),
+        Command(
+            "capture",
+            "dump network packets to file",
+            ("packets are captured with tcpdump on the container's link, not here",),
+            commands=(
+                Command(
+                    "start",
+                    "start network capture",
+                    ("'network capture start <file>' is refused: use tcpdump on the container's link",),
+                    _capture,
+                ),
+                Command(
+                    "stop", "stop network capture", ("'network capture stop' does nothing",), _end_capture
+                ),
+            ),
         ),
     ),
 )

@@ -185,7 +185,12 @@ class Console(Service):
         try:
             self.token.load()
         except PermissionRefused as error:
-            self._log.error("The emulator console will not work: {error}", error=error)
+            # The emulator's words, on which people search.
+            self._log.error(
+                "Unable to access '{path}': emulator console will not work. {error}",
+                path=self.token.path,
+                error=error,
+            )
 
     def listen6(self, port: int) -> None:
         """Listen on ::1 too, at ``port`` and no longer at another; without IPv6, or if it is taken, 127.0.0.1 has to do."""
