@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -31,6 +32,13 @@ class BenchTests(SynchronousTestCase):
         self.assertIn("| way to a guest | throughput to the guest, MB/s |", done.stdout)
         self.assertRegex(done.stdout, r"\| direct forward \| [0-9.]+")
         self.assertIn("forwards: 1 rounds", done.stdout)
+
+    def test_hardware(self) -> None:
+        command = [sys.executable, "-m", "benchmarks.hardware", "--seconds", "1"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=90, check=True)
+        results = json.loads(done.stdout)
+        self.assertEqual(results["route"]["positions"], 11)
+        self.assertEqual(set(results["camera"]["latency_ms"]), {"median", "p99", "most"})
 
 
 RELAYS = {
