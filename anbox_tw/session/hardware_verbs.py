@@ -134,7 +134,7 @@ class HardwareVerbs:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BadRequest(f"geo.route: the {name} must be a number")
         read = await self._text("geo.route", path, text)
-        self._hardware.route.play_text(
+        await self._hardware.route.play_text(
             read, format=format, rate=rate, speed=speed, factor=factor, repeat=repeat
         )
         return self.geo_status()
@@ -231,12 +231,12 @@ class HardwareVerbs:
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             raise BadRequest("scenario.start: the factor must be a number")
         read = await self._text("scenario.start", path, text)
-        self._hardware.scenario.play_text(read, format=format, factor=factor, repeat=repeat)
+        await self._hardware.scenario.play_text(read, format=format, factor=factor, repeat=repeat)
         return self.scenario_status()
 
     async def scenario_check(self, path: str = "", text: str = "", format: str = "") -> dict[str, Any]:
         """See whether a scenario could be played: ``name``, ``steps``, ``duration`` in seconds; an error names the lines."""
-        scenario = self._hardware.scenario.read(await self._text("scenario.check", path, text), format)
+        scenario = await self._hardware.scenario.read(await self._text("scenario.check", path, text), format)
         return {
             "name": scenario.name,
             "steps": sum(step.times for step in scenario.steps),

@@ -169,7 +169,7 @@ class RoutePlayer(Player):
         self._reactor = reactor
         self._location = location
 
-    def play_text(
+    async def play_text(
         self,
         text: str,
         *,
@@ -179,7 +179,7 @@ class RoutePlayer(Player):
         factor: float = 1.0,
         repeat: bool = False,
     ) -> None:
-        """Play a route from its text.
+        """Play a route from its text, which is read in a thread.
 
         Args:
             text: as `anbox_tw.device.route.parse_route` reads it.
@@ -197,7 +197,9 @@ class RoutePlayer(Player):
                 raise BadValue(f"the {name} is above 0 and at most {most:g}, not {value!r}")
         if not 0 <= speed <= 20_000:
             raise BadValue(f"the speed is 0 to 20000 metres per second, not {speed!r}")
-        route = timed(parse_route(text, format), speed)
+        route: list[tuple[float, RoutePoint]] = await deferToThread(
+            lambda: timed(parse_route(text, format), speed)
+        )
         duration = route[-1][0]
         if repeat and duration <= 0:
             raise BadValue("a route that takes no time cannot be repeated")
@@ -249,21 +251,23 @@ class ScenarioPlayer(Player):
         self._errors: list[str] = []
         self._failed = 0
 
-    def read(self, text: str, format: str = "") -> Scenario:
-        """Read a scenario and see that it can be played.
+    async def read(self, text: str, format: str = "") -> Scenario:
+        """Read a scenario, in a thread, and see that it can be played.
 
         Raises:
             BadValue: it cannot; the message names the lines.
         """
-        scenario = parse_scenario(text, format)
+        scenario: Scenario = await deferToThread(parse_scenario, text, format)
         assert self.verbs is not None
-        wrong = scenario.check(self.verbs.check)
+        wrong: list[str] = await deferToThread(scenario.check, self.verbs.check)
         if wrong:
             more = f", and {len(wrong) - MAX_ERRORS} more" if len(wrong) > MAX_ERRORS else ""
             raise BadValue("; ".join(wrong[:MAX_ERRORS]) + more)
         return scenario
 
-    def play_text(self, text: str, *, format: str = "", factor: float = 1.0, repeat: bool = False) -> None:
+    async def play_text(
+        self, text: str, *, format: str = "", factor: float = 1.0, repeat: bool = False
+    ) -> None:
         """Play a scenario from its text; the one that plays is replaced.
 
         Args:
@@ -277,7 +281,7 @@ class ScenarioPlayer(Player):
         """
         if not 0 < factor <= MAX_FACTOR:
             raise BadValue(f"the factor is above 0 and at most {MAX_FACTOR:g}, not {factor!r}")
-        scenario = self.read(text, format)
+        scenario = await self.read(text, format)
         if repeat and scenario.duration <= 0:
             raise BadValue("a scenario that takes no time cannot be repeated")
         self.stop()

@@ -7,6 +7,7 @@ import signal
 
 from tests.cli.sessions import CommandCase
 from tests.session.guest import until
+from tests.support import REPOSITORY
 
 
 class ScenarioTests(CommandCase):
@@ -29,6 +30,19 @@ class ScenarioTests(CommandCase):
         self.assertIn(f"{bad}: line 2: the device knows no 'warp.go'", told)
         self.assertIn(f"{bad}: line 5: battery: capacity must be", told)
         self.assertIn("cannot be read", await self.anbox("scenario", "check", bad + "x", code=2))
+
+    async def test_the_manuals_examples_play_without_a_mistake(self) -> None:
+        self.session.startService()
+        player = self.session.hardware.scenario
+        for path in sorted((REPOSITORY / "docs/scenarios").iterdir()):
+            await self.anbox("scenario", "check", str(path))
+            # no verb fails either
+            factor = "1000" if path.suffix == ".jsonl" else "300"
+            program = self.start("scenario", "run", "--detach", "--factor", factor, str(path))
+            self.assertEqual(await program.ended, 0, program.err)
+            if path.suffix == ".toml":
+                await until(lambda: player.status()["state"] == "finished")
+            self.assertEqual(player.status()["errors"], [])
 
     async def test_run_waits_for_the_end_and_tells_what_failed(self) -> None:
         self.session.startService()
