@@ -105,6 +105,11 @@ class DesktopFiles(Service):
         known = {**self.database.applications, **self._bridge.applications}
         return sorted(known.values(), key=lambda app: (app.name.casefold(), app.package))
 
+    def __len__(self) -> int:
+        """How many applications are known."""
+        reported = self._bridge.applications
+        return len(reported) + sum(package not in reported for package in self.database.applications)
+
     def label_of(self, package: str) -> str:
         """The name that users know a package by, or an empty string."""
         known = self._bridge.applications.get(package) or self.database.applications.get(package)

@@ -308,7 +308,7 @@ class SessionService(Service):
             "bridge": {
                 "connected": self.bridge.connected,
                 "applications": len(self.bridge.applications),
-                "known_applications": len(self.desktop.applications()),
+                "known_applications": len(self.desktop),
                 "windows": len(self.bridge.windows),
             },
             "dbus": {"name": self.dbus.name, "state": self.dbus.state} if self.dbus is not None else {},

@@ -25,8 +25,9 @@ LIMIT_S = 60.0
 class Program(ProcessProtocol):
     """One run of ``anbox``."""
 
-    def __init__(self, stdin: str = "") -> None:
+    def __init__(self, stdin: str = "", terminal: bool = False) -> None:
         self._stdin = stdin
+        self._terminal = terminal
         self.out = ""
         self.err = ""
         self.ended: Deferred[int] = Deferred()
@@ -35,7 +36,8 @@ class Program(ProcessProtocol):
         assert self.transport is not None
         if self._stdin:
             self.transport.write(self._stdin.encode())
-        self.transport.closeStdin()
+        if not self._terminal:
+            self.transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
         self.out += data.decode()
@@ -46,6 +48,11 @@ class Program(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         value: Any = reason.value
         self.ended.callback(0 if reason.check(ProcessDone) else value.exitCode)
+
+    def interrupt(self) -> None:
+        """As Ctrl-C."""
+        assert self.transport is not None
+        self.transport.signalProcess("INT")
 
     def kill(self) -> None:
         if not self.ended.called and self.transport is not None:
@@ -59,10 +66,11 @@ class CommandCase(SessionCase):
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANBOX_", "XDG_"))}
         return {**kept, "XDG_RUNTIME_DIR": self.runtime, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
 
-    def start(self, *arguments: str, stdin: str = "") -> Program:
-        program = Program(stdin)
+    def start(self, *arguments: str, stdin: str = "", terminal: bool = False) -> Program:
+        program = Program(stdin, terminal)
         command = [sys.executable, "-u", "-m", "anbox_tw.cli", *arguments]
-        reactor.spawnProcess(program, sys.executable, command, env=self.environment())
+        environment = {**self.environment(), "TERM": "xterm"} if terminal else self.environment()
+        reactor.spawnProcess(program, sys.executable, command, env=environment, usePTY=terminal)
         limit = reactor.callLater(LIMIT_S, program.kill)
 
         def over(code: int) -> int:

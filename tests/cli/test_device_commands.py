@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 from tests.cli.sessions import CommandCase
+from tests.support import REPOSITORY
+
+
+class DocumentedTests(CommandCase):
+    async def test_the_commands_in_the_manual_work(self) -> None:
+        """Those of docs/cli.md's "The device", as they stand there and in their order."""
+        self.session.startService()
+        (block,) = re.findall(
+            r"^## The device\n\n```sh\n(.*?)^```$", (REPOSITORY / "docs/cli.md").read_text(), re.S | re.M
+        )
+        route = Path(self.runtime, "drive.gpx")
+        route.write_text(
+            '<gpx><trk><trkseg><trkpt lat="1" lon="2"/><trkpt lat="1.1" lon="2"/></trkseg></trk></gpx>'
+        )
+        lines = block.splitlines()
+        self.assertGreater(len(lines), 10)
+        for line in lines:
+            await self.anbox(*shlex.split(line.replace("drive.gpx", str(route)))[1:])
+        self.assertEqual(self.session.device.sensors.get("acceleration"), (0, 9.81, 0))
+        self.assertEqual(self.session.device.battery.state.capacity, 15)
 
 
 class DeviceCommandTests(CommandCase):

@@ -21,6 +21,7 @@ from anbox_tw.cli.bugreport import scrub
 from anbox_tw.cli.man import pages
 from anbox_tw.errors import HostLacks
 from tests.cli.sessions import CommandCase
+from tests.session.guest import until
 from tests.support import REPOSITORY, need_tool
 
 X86 = "processor\t: 0\nmodel name\t: Test CPU\nflags\t\t: fpu ssse3 sse4_1 sse4_2\n\nprocessor\t: 1\nflags\t\t: none\n"
@@ -242,9 +243,14 @@ class SessionReportTests(CommandCase):
         self.assertGreater(one["session_use"]["rss"], 1 << 20)
         text = await self.anbox("top", "--once")
         self.assertIn("emulator-", text)
+        live = self.start("top", "--interval", "0.1", terminal=True)
+        await until(lambda: live.out.count("INSTANCE") >= 2 and "emulator-" in live.out)
+        live.interrupt()
+        self.assertEqual(await live.ended, 130)
+        # The terminal is given back as it was: out of the other screen, with its cursor.
+        for code in ("\x1b[?1049l", "\x1b[?25h"):
+            self.assertIn(code, live.out[-60:])
         looks = self.start("top", "--json", "--interval", "0.1")
-        from tests.session.guest import until
-
         await until(lambda: looks.out.count("\n") >= 3)
         looks.kill()
         await looks.ended

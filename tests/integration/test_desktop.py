@@ -6,11 +6,13 @@ import json
 import shlex
 import subprocess
 import sys
+from ast import literal_eval
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.support import Sandbox, eventually
+from tests.session.buses import Bus
 from tests.session.test_launchers import png
 from tests.support import REPOSITORY, need_root, need_tool
 
@@ -18,12 +20,23 @@ from tests.support import REPOSITORY, need_root, need_tool
 class DesktopCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.box = Sandbox(self)
+        bus = Bus(self)
+        self.box.environment["DBUS_SESSION_BUS_ADDRESS"] = bus.address
         self.launchers = self.box.data / "applications/anbox"
 
     def say(self, *arguments: str, code: int = 0) -> str:
         done = self.box.anbox(*arguments)
         self.assertEqual(done.returncode, code, f"{arguments}: {done.stdout}{done.stderr}")
         return done.stdout if code == 0 else done.stderr
+
+    def on_bus(self, method: str, *arguments: str) -> str:
+        """Call a method of the session's object; returns what gdbus prints."""
+        where = ["--session", "--dest", "org.anbox", "--object-path", "/org/anbox"]
+        done = self.box.run(
+            [need_tool("gdbus"), "call", *where, "--method", f"org.anbox.{method}", *arguments]
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
 
     def listed(self, *arguments: str) -> Any:
         return json.loads(self.say(*arguments, "--json"))
@@ -44,6 +57,13 @@ class DesktopCase(SynchronousTestCase):
         eventually(
             lambda: "org.example.notes" in [app["package"] for app in self.listed("apps")], "it is listed"
         )
+        self.on_bus(
+            "ApplicationManager.Launch", "{'package': <'org.example.notes'>, 'component': <'.Main'>}", "''"
+        )
+        (task,) = eventually(lambda: self.listed("tasks", "list"), "it runs")
+        self.assertEqual(json.loads(literal_eval(self.on_bus("Device.Call", "tasks.list", "{}"))[0])[0], task)
+        self.on_bus("Device.Call", "tasks.remove", json.dumps({"task": task["task"]}))
+        eventually(lambda: not self.listed("tasks", "list"), "it has ended")
         self.say("launch", "org.example.notes/.Main", "--stack", "fullscreen", "--bounds", "1,2,3,4")
         (task,) = eventually(lambda: self.listed("tasks", "list"), "it runs")
         self.assertEqual(

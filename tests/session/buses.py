@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.endpoints import connectProtocol
 from twisted.internet.utils import getProcessOutputAndValue
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from anbox_tw.session.dbus.addresses import parse_addresses
 from anbox_tw.session.dbus.connection import BusConnection
@@ -36,7 +36,7 @@ SYSTEM = """<policy context="default"><allow user="*"/><deny own="*"/><deny send
 class Bus:
     """A dbus-daemon."""
 
-    def __init__(self, case: TestCase, policy: str = OPEN, services: str = "") -> None:
+    def __init__(self, case: SynchronousTestCase, policy: str = OPEN, services: str = "") -> None:
         self._program = need_tool("dbus-daemon")
         self.directory = Path(tempfile.mkdtemp(prefix="adb-"))
         case.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)

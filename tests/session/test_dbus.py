@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -107,6 +108,18 @@ class InterfaceTests(BusCase):
         self.assertIn("writable", next(line for line in said.splitlines() if ".Light" in line))
         self.assertRegex(said, r"\.Ready\s+property\s+b\s+false")
         self.assertIn("/org/anbox", await self.busctl("tree", "--list", "org.anbox"))
+
+    async def test_the_commands_in_the_manual_work(self) -> None:
+        guest = await self.booted()
+        (block,) = re.findall(
+            r"^```sh\n(busctl.*?)^```$", (REPOSITORY / "docs/dbus.md").read_text(), re.S | re.M
+        )
+        for line in block.splitlines():
+            _, err, code = await self.bus.run(*shlex.split(line))
+            self.assertEqual((code, err), (0, ""), line)
+        self.assertEqual(guest.calls[-1][1].intent.package, "org.example.notes")
+        self.assertEqual(self.session.device.sensors.get("light"), (300.0,))
+        self.assertEqual(self.session.device.battery.state.capacity, 15)
 
     async def test_introspection_by_gdbus_and_the_way_down(self) -> None:
         await self.on_bus()

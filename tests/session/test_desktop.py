@@ -143,7 +143,9 @@ class DesktopCase(TestCase):
         return [app["package"] for app in json.loads(self.file.read_text())["applications"]]
 
     def known(self, desktop: DesktopFiles) -> list[str]:
-        return [app.package for app in desktop.applications()]
+        known = [app.package for app in desktop.applications()]
+        self.assertEqual(len(desktop), len(known))
+        return known
 
     def stop(self, desktop: DesktopFiles) -> None:
         self.successResultOf(desktop.stopService())
