@@ -56,6 +56,11 @@ COMMANDS = {
         "forward",
         "Forward a port or socket of the host to one of the guest.",
     ),
+    "network": (
+        "anbox_tw.cli.network",
+        "network",
+        "Make the guest's network as slow as a mobile one.",
+    ),
     "logs": ("anbox_tw.cli.logs", "logs", "Show what the manager, the session and the container logged."),
     "doctor": (
         "anbox_tw.cli.doctor",

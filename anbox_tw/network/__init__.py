@@ -29,6 +29,7 @@ from anbox_tw.network.relaying import (
     RelayResult,
     relay,
 )
+from anbox_tw.network.shaping import Lane, Shaper
 from anbox_tw.network.socket_connection import MAX_QUEUE_BYTES, IEndOfInput, SocketConnection
 from anbox_tw.network.tracked import TrackedProtocol, abort_transport, hand_over
 
@@ -49,6 +50,7 @@ __all__ = [
     "IEndOfInput",
     "ISocketCreator",
     "ITrackedConnection",
+    "Lane",
     "NullCreator",
     "PortAllocator",
     "PortClaim",
@@ -60,6 +62,7 @@ __all__ = [
     "RelayResult",
     "RetryPolicy",
     "RuntimePaths",
+    "Shaper",
     "SingleClientCreator",
     "SocketConnection",
     "TcpConnector",

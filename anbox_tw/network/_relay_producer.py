@@ -50,9 +50,13 @@ class ProducerEndpoint(RelayEndpoint):
             over = len(data) >= allowed
             data = data[:allowed]
         self.direction.count += len(data)
-        self.peer.transport.write(data)
+        self.pass_on(data)
         if over:
             relay.limit_reached()
+
+    def pass_on(self, data: bytes) -> None:
+        """Give the target what was taken for it."""
+        self.peer.transport.write(data)
 
     def readConnectionLost(self) -> None:
         """The source has ended its side: end ours towards the target, behind what is still to be written."""

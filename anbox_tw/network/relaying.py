@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from anbox_tw.errors import NetworkError
-from anbox_tw.network import _relay_producer, _relay_sockets
+from anbox_tw.network import _relay_producer, _relay_sockets, shaping
 from anbox_tw.network._raw_socket import RawSocket
 from anbox_tw.network._relay_ends import Direction, RelayEndpoint
 from anbox_tw.network.connections import CLOSE_GRACE_S, Connections, ITrackedConnection, next_connection_id
@@ -30,6 +30,8 @@ from anbox_tw.network.tracked import abort_transport, hand_over
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    from anbox_tw.network.shaping import Lane
 
 __all__ = [
     "Relay",
@@ -429,6 +431,7 @@ def relay(
     close_grace: float = CLOSE_GRACE_S,
     half_close: bool = True,
     strategy: RelayStrategy = "auto",
+    shape: tuple[Lane, Lane] | None = None,
 ) -> Relay:
     """Move bytes between two connections until they end.
 
@@ -453,6 +456,7 @@ def relay(
         half_close: whether one side may go on when the other has ended its own; without it the end of either
             side ends the relay, once what it sent is delivered.
         strategy: ``auto`` chooses; the others force one, for tests and measurements.
+        shape: makes it slow: the lanes from ``a`` to ``b`` and back; see `anbox_tw.network.shaping`.
 
     Raises:
         NetworkError: one of them is not connected, the registry is full, or ``strategy="sockets"`` is impossible.
@@ -476,7 +480,7 @@ def relay(
         if transport is None or getattr(transport, "disconnected", False):
             raise NetworkError(f"{'ab'[index]} is not connected")
         transports.append(transport)
-    possible = _relay_sockets.possible(*transports)
+    possible = shape is None and _relay_sockets.possible(*transports)
     if not possible or strategy == "producer":
         if strategy != "sockets":
             transports = [
@@ -505,7 +509,7 @@ def relay(
     else:
         kind = _relay_producer.ProducerEndpoint
     enlist(new, registries)
-    ends = kind(new), kind(new)
+    ends = (kind(new), kind(new)) if shape is None else shaping.make_ends(new, shape, clock)
     ends[0].peer, ends[1].peer = ends[1], ends[0]
     new.start(*ends)
     for end, transport in zip(ends, transports, strict=True):

@@ -28,6 +28,7 @@ from anbox_tw.network import (
     EndpointConnector,
     ForwardCreator,
     RetryPolicy,
+    Shaper,
     TcpConnector,
     UnixConnector,
 )
@@ -142,8 +143,9 @@ class _Outward:
     name = ""
     _log = Logger()
 
-    def __init__(self, reactor: Any, allowed: Iterable[Allowance]) -> None:
+    def __init__(self, reactor: Any, allowed: Iterable[Allowance], shaper: Shaper | None = None) -> None:
         self._reactor = reactor
+        self._shaper = shaper
         self.allowed = tuple(allowed)
         self.connections = Connections(CONNECTION_LIMIT, name=self.name, clock=reactor)
 
@@ -157,8 +159,15 @@ class _Outward:
                 argument=argument[:128],
             )
             return None
+        shaper = self._shaper
+        # The guest is the relay's first end here.
+        shape = (shaper.from_guest, shaper.to_guest) if shaper is not None and shaper.active else None
         forward = ForwardCreator(
-            connector, clock=self._reactor, name=f"{self.name}:{argument}", registry=self.connections
+            connector,
+            clock=self._reactor,
+            name=f"{self.name}:{argument}",
+            registry=self.connections,
+            shape=shape,
         )
         return forward.create_connection_for(address)
 

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from anbox_tw.device import Change, Device
 from anbox_tw.device.part import plain
 from anbox_tw.interfaces import ICameraSource, IPipeService
+from anbox_tw.network import Shaper
 from anbox_tw.qemu.boot_animation import BootAnimationService, read_icon
 from anbox_tw.qemu.camera import CameraService
 from anbox_tw.qemu.camera_sources import make_source
@@ -70,6 +71,7 @@ class Hardware:
 
     Attributes:
         services: for the registry of pipe services.
+        shaper: makes forwards and outward connections as slow as the device's network.
         route: plays routes.
         scenario: plays scenarios.
     """
@@ -103,7 +105,12 @@ class Hardware:
             {direction: self.make_camera_source(source) for direction, source in settings.cameras.items()},
         )
         self.opengles = OpenGlesService(reactor, settings.renderer)
-        self.outward = TcpOutward(reactor, settings.allowed), UnixOutward(reactor, settings.allowed)
+        self.shaper = Shaper(reactor)
+        device.network.observe(lambda change: self._shape())
+        self.outward = (
+            TcpOutward(reactor, settings.allowed, self.shaper),
+            UnixOutward(reactor, settings.allowed, self.shaper),
+        )
         icon = read_icon(settings.boot_icon) if settings.boot_icon else b""
         self.services: list[IPipeService] = [
             self.sensors,
@@ -142,6 +149,16 @@ class Hardware:
             consumeErrors=True,
         )
         return stopping.addCallback(lambda _: None)
+
+    def _shape(self) -> None:
+        """Make the network what the device says."""
+        state = self.device.network.state
+        self.shaper.set(
+            upload=state.upload,
+            download=state.download,
+            min_delay=state.min_delay / 1000,
+            max_delay=state.max_delay / 1000,
+        )
 
     def _changed(self, change: Change) -> None:
         if change.part not in TOLD_PARTS:

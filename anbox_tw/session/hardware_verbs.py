@@ -30,6 +30,29 @@ class HardwareVerbs:
         self._hardware = hardware
         self._device = hardware.device
 
+    # -- network --
+
+    def network_speed(self, speed: str) -> dict[str, Any]:
+        """Limit it: a profile's name, ``KBITS`` or ``UP:DOWN`` in kilobits per second; the result is ``network.status``."""
+        self._device.network.set_speed(speed)
+        return self.network_status()
+
+    def network_delay(self, delay: str) -> dict[str, Any]:
+        """Make round trips longer: a profile's name, ``MS`` or ``MIN:MAX``; the result is ``network.status``."""
+        self._device.network.set_delay(delay)
+        return self.network_status()
+
+    def network_status(self) -> dict[str, Any]:
+        """``upload`` and ``download`` in bits per second, ``min_delay`` and ``max_delay`` in milliseconds (0 is none), the
+        profiles' names ``speed`` and ``delay``, and how many bytes were held up: ``shaped_up`` and ``shaped_down``.
+        """
+        shaper = self._hardware.shaper
+        return {
+            **self._device.network.as_dict(),
+            "shaped_up": shaper.from_guest.passed,
+            "shaped_down": shaper.to_guest.passed,
+        }
+
     # -- sensors --
 
     def sensor_list(self) -> list[dict[str, Any]]:

@@ -239,6 +239,7 @@ class SessionService(Service):
             reactor,
             self.container_sockets,
             adb=AdbWay(reactor, lambda: self.adb.guest_port),
+            shaper=self.hardware.shaper,
             store=store,
             tell=self._forward_changed,
         )

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -214,10 +215,35 @@ class ProcessTests(ForwardCase):
         self.box.up()
         self.box.booted()
         self.check_usage()
+        self.check_network()
         self.check()
         self.assertEqual(self.box.anbox("down").returncode, 0)
         eventually(lambda: not self.box.processes(), f"no process left: {self.box.processes()}")
         self.assertEqual(self.box.leftovers(), [])
+
+    def check_network(self) -> None:
+        """One state behind the command and the console."""
+        self.assertEqual(self.box.anbox("network", "speed", "slow").returncode, 2)
+        done = self.box.anbox("network", "speed", "edge", "--json")
+        self.assertEqual(json.loads(done.stdout)["download"], 236_800, done.stderr)
+        self.assertEqual(self.box.anbox("network", "delay", "40:40").returncode, 0)
+        said = self.box.anbox("network", "status").stdout
+        self.assertIn("download 236800 bits/s (edge)", said)
+        self.assertIn("latency  40 to 40 ms", said)
+        guest = Guest(self.box, str(self.box.directory))
+        guest.start()
+        port = self.port(f"tcp:{guest.port}")
+        link = self.connect(port)
+        start = time.monotonic()
+        link.sendall(b"x" * 10_000)
+        got = 0
+        while got < 10_000:
+            got += len(link.recv(65536))
+        # at least 10 kB at 29.6 kB/s, and half of 40 ms each way
+        self.assertGreater(time.monotonic() - start, 0.3)
+        for name in ("speed full", "delay none"):
+            self.assertEqual(self.box.anbox("network", *name.split()).returncode, 0)
+        guest.kill()
 
     def test_restarts(self) -> None:
         """A forward outlives its container, and with --persist the session."""

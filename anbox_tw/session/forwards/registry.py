@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from anbox_tw.errors import AlreadyRunning, AnboxError
 from anbox_tw.interfaces import IRedirections
-from anbox_tw.network import Connections, RelayResult, TcpListener, UnixListener
+from anbox_tw.network import Connections, RelayResult, Shaper, TcpListener, UnixListener
 from anbox_tw.session.forwards.by_adb import AdbWay
 from anbox_tw.session.forwards.datagrams import DatagramListener
 from anbox_tw.session.forwards.errors import BadSpec, ForwardError, NoSuchForward
@@ -98,11 +98,13 @@ class Forwards(Service):
         reactor: an fd reactor.
         guest: opens sockets in the container.
         adb: the way by adbd; None: there is none.
+        shaper: makes streams that go the direct way slow.
         store: keeps those that are persistent; None: none can be.
         tell: called with what happened and the forward, for the session's events.
 
     Attributes:
         adb: as given.
+        shaper: likewise.
     """
 
     _log = Logger()
@@ -113,6 +115,7 @@ class Forwards(Service):
         guest: GuestSockets,
         *,
         adb: AdbWay | None = None,
+        shaper: Shaper | None = None,
         store: ForwardStore | None = None,
         tell: Callable[[str, Forward], object] = lambda what, forward: None,
     ) -> None:
@@ -120,6 +123,7 @@ class Forwards(Service):
         self._reactor = reactor
         self._guest = guest
         self.adb = adb
+        self.shaper = shaper or Shaper(reactor)
         self._store = store
         self._tell = tell
         self._forwards: dict[Listen, Forward] = {}

@@ -135,6 +135,7 @@ class StreamCreator:
                 name=forward.relays.name,
                 registry=forward.relays,
                 on_close=forward.ended,
+                shape=self._forwards.shaper.shape,
             )
         except NetworkError as error:
             forward.failure(str(error))
