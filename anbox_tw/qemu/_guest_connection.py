@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from anbox_tw.errors import PeerError
 from anbox_tw.network import abort_transport
-from anbox_tw.qemu._flow import Flow, read_no_faster_than_answers_leave
+from anbox_tw.qemu._flow import Flow, keep_fresh, read_no_faster_than_answers_leave
 from anbox_tw.qemu._framing import QemudDecoder, encode_frame
 
 __all__ = ["MAX_COMMAND_BYTES", "FramedConnection", "GuestConnection"]
@@ -24,10 +24,12 @@ class GuestConnection(Protocol):
 
     Attributes:
         service: name, for the log.
+        reports: whether it is told of changes unasked, and should get them fresh.
         flow: whether the guest reads what it gets.
     """
 
     service = ""
+    reports = False
     _log = Logger()
 
     def __init__(self) -> None:
@@ -45,6 +47,8 @@ class GuestConnection(Protocol):
         self._on_lost.append(callback)
 
     def connectionMade(self) -> None:
+        if self.reports:
+            keep_fresh(self.transport)
         self.flow = read_no_faster_than_answers_leave(self.transport, self.caught_up)
 
     def dataReceived(self, data: bytes) -> None:

@@ -20,6 +20,7 @@ __all__ = ["FingerprintService"]
 
 class _Connection(FramedConnection):
     service = "qemud:fingerprintlisten"
+    reports = True
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         super().__init__()

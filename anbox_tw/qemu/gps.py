@@ -27,6 +27,7 @@ REPEAT_S = 1.0
 
 class _Connection(GuestConnection):
     service = "qemud:gps"
+    reports = True
 
     def guest_sent(self, data: bytes) -> None:
         """Ignored, as in the emulator."""

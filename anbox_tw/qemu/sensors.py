@@ -40,6 +40,7 @@ def _microseconds() -> int:
 
 class _Connection(FramedConnection):
     service = "qemud:sensors"
+    reports = True
 
     def __init__(self, sensors: Sensors, clock: IReactorTime, microseconds: Callable[[], int]) -> None:
         super().__init__()

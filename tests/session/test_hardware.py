@@ -14,11 +14,13 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from anbox_tw.guest import hal
 from anbox_tw.qemu._framing import encode_frame
 from anbox_tw.qemu._wire import encode_identification
 from anbox_tw.rpc import RemoteError
@@ -355,3 +357,34 @@ class HardwareTests(HardwareCase):
                 return guest.recv(size)
 
         self.assertEqual(len(await deferToThread(ask)), size)
+
+    async def test_who_did_not_read_for_a_while_gets_whole_reports_of_now(self) -> None:
+        await self.begin()
+        sensors = self.session.device.sensors
+        guest = await deferToThread(hal.SensorsDevice, self.session.paths.qemu_pipe)
+        self.addCleanup(guest.close)
+        sensors.set("light", [0])
+        guest.set_delay(3_600_000)
+        for name in ("acceleration", "light"):
+            guest.activate(name)
+        await until(lambda: len(self.session.hardware.sensors.listeners()) == 2)
+        (connection,) = self.session.hardware.sensors._connections
+        for number in range(1, 3001):
+            sensors.set("light", [number])
+            connection._report()
+            if number % 10 == 0:
+                await deferLater(reactor, 0)
+
+        def read() -> list[float]:
+            # as the HAL: one read for each header and one for each body
+            found = []
+            while guest.wait(0.5):
+                found.append(guest.poll()[1].get("light", (0.0,))[0])
+            return found
+
+        found = await deferToThread(read)
+        self.assertLess(len(found), 60)
+        self.assertEqual(found, sorted(found))
+        sensors.set("light", [9999])
+        connection._report()
+        self.assertEqual((await deferToThread(guest.poll))[1]["light"], (9999.0,))
