@@ -23,7 +23,8 @@ from anbox_tw.container.imagestore.fetch import FetchFailed
 from anbox_tw.container.imagestore.install import name_of_source
 from anbox_tw.container.imagestore.store import in_use
 from anbox_tw.errors import AlreadyRunning, ConfigError, PermissionRefused
-from tests.container.imagestore.server import Server, digest, squashfs
+from tests.container.imagestore.server import Server, digest, squashfs, stall
+from tests.session.guest import until
 from tests.support import REPOSITORY, need_root, need_tool
 
 
@@ -279,6 +280,29 @@ class CommandTests(StoreCase):
         self.assertEqual(found, code, (out + err).decode())
         text: str = (out if code == 0 else err).decode()
         return text
+
+    async def test_a_killed_fetch_is_continued_and_two_at_once_are_not(self) -> None:
+        server = Server(self)
+        data = squashfs()
+        served = server.put_image("android.img", data)
+        served.faults = [stall(100_000)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ANBOX_IMAGES": str(self.store.root)}
+        command = [sys.executable, "-m", "anbox_tw.cli", "image", "fetch", server.url("android.img")]
+        first = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            partial = self.store.root / "android/partial/file"
+            await until(lambda: partial.exists() and partial.stat().st_size == 100_000, 60)
+            words = await self.anbox("fetch", server.url("android.img"), code=1)
+            self.assertIn(f"by process {first.pid}", words)
+        finally:
+            first.kill()
+            first.wait()
+        self.assertEqual(self.store.names(), [])
+        await self.anbox("fetch", server.url("android.img"))
+        self.assertEqual(served.asked, [None, "bytes=100000-"])
+        self.assertEqual(self.store.current("android").sha256, digest(data))
 
     async def test_all_of_them(self) -> None:
         server = Server(self)

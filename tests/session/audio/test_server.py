@@ -25,6 +25,7 @@ from anbox_tw.session.audio import server as server_module
 from anbox_tw.session.audio.server import MAX_STREAMS
 from tests.session.audio.pulse import PulseServer, Running, start
 from tests.session.guest import until
+from tests.session.programs import start_twistd
 from tests.support import REPOSITORY
 
 
@@ -231,6 +232,36 @@ class PlaybackTests(AudioCase):
         program = self.program("play", "/dev/null")
         await until(lambda: program.ended.called)
         self.assertIn(b"no audio at", bytes(program.errors))
+
+
+class ProgramTests(AudioCase):
+    async def test_the_file_of_a_killed_session_is_right(self) -> None:
+        data = os.urandom(PLAYBACK.bytes_of(20))
+        path = self.file("in", data)
+        session = start_twistd(
+            self,
+            self.directory,
+            "anbox-session",
+            *(
+                "--standalone",
+                "--experimental",
+                "--runtime-dir",
+                self.directory,
+                "--audio",
+                f"wav:{self.wav}",
+            ),
+        )
+        socket_path = f"{self.directory}/anbox/sockets/anbox_audio"
+        await until(lambda: os.path.exists(socket_path) or session.ended.called)
+        self.assertFalse(session.ended.called, session.output.decode())
+        os.symlink(socket_path, self.path)
+        self.program("play", path)
+        await until(lambda: os.path.exists(self.wav) and os.path.getsize(self.wav) > 100_000, 60)
+        session.kill(9)
+        await session.ended
+        heard = self.heard()
+        self.assertGreater(len(heard), 50_000)
+        self.assertTrue(heard == data[: len(heard)])
 
 
 class RecordingTests(AudioCase):
