@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from anbox_tw.console import Console
 from anbox_tw.device import Device
 from anbox_tw.device.injector import Injector
-from anbox_tw.interfaces import IClipboard, IPipeService
+from anbox_tw.interfaces import IAudioSink, IAudioSource, IClipboard, IPipeService
 from anbox_tw.network import PortAllocator, RuntimePaths, UnixListener
 from anbox_tw.qemu.adb import AdbPipeService
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
@@ -137,6 +137,8 @@ class SessionService(Service):
         connect_manager: reaches the container manager.
         ports: where the ADB ports come from.
         clipboard: shared with the guest.
+        audio_sink: where the guest's sound goes, instead of what the settings say.
+        audio_source: what the guest records, likewise.
         device: the model of its hardware; made after the settings by default.
         stop: called with a reason when a caller on the control socket wants the session to end; by default that stops
             this service.
@@ -172,6 +174,8 @@ class SessionService(Service):
         *,
         ports: PortAllocator | None = None,
         clipboard: IClipboard | None = None,
+        audio_sink: IAudioSink | None = None,
+        audio_source: IAudioSource | None = None,
         device: Device | None = None,
         stop: Callable[[str], object] | None = None,
     ) -> None:
@@ -188,8 +192,8 @@ class SessionService(Service):
         self.audio = AudioServer(
             reactor,
             self.paths.anbox_audio,
-            make_sink(settings.audio, reactor, settings.audio_latency),
-            make_source(settings.microphone, reactor),
+            audio_sink or make_sink(settings.audio, reactor, settings.audio_latency),
+            audio_source or make_source(settings.microphone, reactor),
             label=f"anbox {self.paths.instance}",
         )
         self.started_at = 0.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
+import struct
 import sys
 import tempfile
 import wave
@@ -17,15 +19,20 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
 
 from anbox_tw.device.pcm import PLAYBACK, RECORDING, wav_header
-from anbox_tw.interfaces import IConnectionCreator
+from anbox_tw.interfaces import IAudioSink, IConnectionCreator
+from anbox_tw.network import RuntimePaths, free_port
+from anbox_tw.qemu.adb_server_address import AdbServerAddress
 from anbox_tw.session.audio import AudioServer, make_sink, make_source
 from anbox_tw.session.audio import server as server_module
 from anbox_tw.session.audio.server import MAX_STREAMS
+from anbox_tw.session.service import SessionService, SessionSettings
 from tests.session.audio.pulse import PulseServer, Running, start
 from tests.session.guest import until
 from tests.session.programs import start_twistd
+from tests.session.test_service import SessionCase
 from tests.support import REPOSITORY
 
 
@@ -374,3 +381,29 @@ class PulseTests(AudioCase):
         self.assertFalse(program.ended.called)
         await server.stopService()
         await until(lambda: program.ended.called)
+
+
+class EmbeddingTests(SessionCase):
+    async def test_the_sink_of_the_manual(self) -> None:
+        page = (REPOSITORY / "docs/audio.md").read_text()
+        (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+        names: dict[str, Any] = {"reactor": reactor}
+        exec(code, names)
+        meter = names["Meter"]()
+        session = SessionService(
+            reactor,
+            SessionSettings(paths=RuntimePaths(self.runtime), adb_server=AdbServerAddress(port=free_port())),
+            self.managers.connect,
+            audio_sink=meter,
+        )
+        verifyObject(IAudioSink, meter)
+        session.startService()
+        self.addCleanup(session.stopService)
+        guest = Guest()
+        await connectProtocol(UNIXClientEndpoint(reactor, session.paths.anbox_audio), guest)
+        guest.transport.write(b"\0" + struct.pack("<4h", 5, -700, 30, 0) * 1000)
+        await until(lambda: meter.peak == 700)
+        (stream,) = session.details()["audio"]["streams"]
+        self.assertEqual(stream["sink"], "meter")
+        guest.transport.abortConnection()
+        await guest.lost
