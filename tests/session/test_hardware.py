@@ -10,12 +10,14 @@ import termios
 import time
 from typing import Any
 
+import psutil
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -25,9 +27,10 @@ from anbox_tw.qemu._framing import encode_frame
 from anbox_tw.qemu._wire import encode_identification
 from anbox_tw.rpc import RemoteError
 from anbox_tw.session.client import SessionClient
+from anbox_tw.session.hardware import HardwareSettings
 from tests.session.guest import until
 from tests.session.test_service import SessionCase
-from tests.support import need_root
+from tests.support import need_root, need_tool
 
 
 class Pipe(Protocol):
@@ -388,3 +391,22 @@ class HardwareTests(HardwareCase):
         sensors.set("light", [9999])
         connection._report()
         self.assertEqual((await deferToThread(guest.poll))[1]["light"], (9999.0,))
+
+    async def test_a_session_that_stops_leaves_no_ffmpeg(self) -> None:
+        path = os.path.join(self.runtime, "grey.avi")
+        made = await getProcessOutputAndValue(
+            need_tool("ffmpeg"),
+            ["-v", "error", "-f", "lavfi", "-i", "color=s=64x64:d=1", "-c:v", "rawvideo", path],
+            env={"PATH": os.environ["PATH"]},
+        )
+        self.assertEqual(made[2], 0, made)
+        self.session = self.make(hardware=HardwareSettings(cameras={"back": f"video:{path}"}))
+        await self.begin()
+        guest = await self.pipe("qemud:camera:name=anbox-back")
+        guest.write(b"connect\0start dim=176x144 pix=825382478\0frame video=38016 preview=0\0")
+        await until(lambda: len(guest.data) == 22 + 11 + 38016)
+        children = lambda: [child for child in psutil.Process().children() if child.name() == "ffmpeg"]  # noqa: E731
+        (child,) = children()
+        self.assertIn(f"file:{path}", child.cmdline())
+        await self.session.stopService()
+        self.assertEqual(children(), [])
