@@ -46,11 +46,14 @@ __all__ = [
     "UndoFailure",
     "UndoKind",
     "UndoKinds",
+    "process_lives",
 ]
 
 VERSION = 1
 MAX_JOURNAL_BYTES = 4 * 1024 * 1024  # some 20 000 entries; a start makes about twenty
 MAX_LINE_BYTES = 16 * 1024  # a mount entry with two paths of PATH_MAX
+ORPHAN_WAIT_S = 1.0  # between fork and exec a child closes what it has inherited: milliseconds
+ORPHAN_POLL_S = 0.005
 UNDO_TIMEOUT_S = 20.0  # for one entry; unmounting retries for a few seconds
 
 
@@ -176,6 +179,15 @@ class UndoFailed(DiagnosedError):
         )
 
 
+def process_lives(proc: str, pid: int) -> bool:
+    """Whether there is such a process, and it is not a zombie; ``proc`` is where procfs is."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            return file.read(4096).rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
+    except OSError:
+        return False
+
+
 class Journal:
     """The undo journal of one instance.
 
@@ -256,9 +268,19 @@ class Journal:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", self.path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # A manager that was killed while it started a tool leaves a child that is not yet that tool and has the lock,
+        # for a moment: it is nobody's. Such a moment is worth blocking for.
+        deadline = time.monotonic() + ORPHAN_WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                pid = self._holder_pid(descriptor)
+                alive = pid == 0 or process_lives(self.context.proc, pid)
+                if not alive and time.monotonic() < deadline:
+                    time.sleep(ORPHAN_POLL_S)
+                    continue
             holder = self._holder(descriptor)
             raise AlreadyRunning(
                 f"the instance is held by another manager{holder}",
@@ -271,13 +293,18 @@ class Journal:
             return False
         return (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
 
-    def _holder(self, descriptor: int) -> str:
-        """Who has it open, as ``", pid 12, command x"``."""
+    def _holder_pid(self, descriptor: int) -> int:
+        """The pid of the last who has opened it; 0 if it does not say."""
         pid = 0
         for record in self._records(os.pread(descriptor, MAX_JOURNAL_BYTES, 0)):
             if record is not None and record.get("op") == "open":
                 pid = record.get("pid", 0)
-        if not isinstance(pid, int) or pid <= 0:
+        return pid if isinstance(pid, int) and pid > 0 else 0
+
+    def _holder(self, descriptor: int) -> str:
+        """Who has it open, as ``", pid 12, command x"``."""
+        pid = self._holder_pid(descriptor)
+        if not pid:
             return ""
         try:
             with open(f"{self.context.proc}/{pid}/cmdline", "rb") as file:

@@ -22,6 +22,7 @@ import ipaddress
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,14 @@ from twisted.logger import Logger
 from anbox_tw.container import network_plan as plan
 from anbox_tw.container.commands import Completed
 from anbox_tw.container.diagnosis import DiagnosedError
-from anbox_tw.container.journal import Journal, UndoContext, UndoKind
+from anbox_tw.container.journal import (
+    ORPHAN_POLL_S,
+    ORPHAN_WAIT_S,
+    Journal,
+    UndoContext,
+    UndoKind,
+    process_lives,
+)
 from anbox_tw.container.spec import NetworkSpec
 from anbox_tw.errors import AnboxError
 from anbox_tw.netd.bridge import Bridge
@@ -100,9 +108,10 @@ def _namespace(proc: str) -> str:
 class _Locked:
     """The state directory, while we hold its lock."""
 
-    def __init__(self, directory: str, descriptor: int) -> None:
+    def __init__(self, directory: str, descriptor: int, proc: str) -> None:
         self.directory = directory
         self.descriptor = descriptor
+        self.proc = proc
 
     def release(self) -> None:
         os.close(self.descriptor)
@@ -124,10 +133,11 @@ class _Locked:
             path = f"{self.directory}/leases/{name}"
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
-            except BlockingIOError:
-                found[name] = _read_json(path) or {}
+                lease = _read_json(path) or {}
+                if _is_free(descriptor, lease.get("pid"), self.proc):
+                    os.unlink(path)
+                else:
+                    found[name] = lease
             finally:
                 os.close(descriptor)
         return found
@@ -170,6 +180,21 @@ class _Locked:
                 os.rmdir(directory)
             except OSError:
                 break  # somebody else's things are in it
+
+
+def _is_free(descriptor: int, pid: Any, proc: str) -> bool:
+    """Lock a lease, unless a living manager has it locked."""
+    deadline = time.monotonic() + ORPHAN_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            alive = not isinstance(pid, int) or process_lives(proc, pid)
+            if alive or time.monotonic() >= deadline:
+                return False
+            # a child of one that was killed, which has not become its tool yet; see `Journal`
+            time.sleep(ORPHAN_POLL_S)
 
 
 def _state_of(leases: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -234,7 +259,7 @@ async def _lock(directory: str, context: UndoContext) -> _Locked:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours, named = os.fstat(descriptor), os.stat(f"{directory}/lock")
             if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
-                return _Locked(directory, descriptor)
+                return _Locked(directory, descriptor, context.proc)
         except FileNotFoundError:
             pass  # we locked one that is deleted: again
         except BlockingIOError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from anbox_tw.netd._events import Broadcast
 from anbox_tw.netd.commands import register_all
 from anbox_tw.netd.controllers import DEFAULT_ANDROID, Controllers
 from anbox_tw.netd.dnsproxy import DnsProxy, DnsProxyListener
+from anbox_tw.netd.forwarding import process_lives
 from anbox_tw.netd.fwmarkd import FwmarkListener
 from anbox_tw.netd.kernel_journal import SUFFIX as JOURNAL_SUFFIX
 from anbox_tw.netd.kernel_journal import KernelJournal
@@ -43,7 +45,7 @@ from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
 from anbox_tw.network import Connections, EndpointListener, UnixListener
 from anbox_tw.network.adopted import AdoptedUnixEndpoint
-from anbox_tw.network.credentials import peer_credentials
+from anbox_tw.network.credentials import Credentials, peer_credentials
 
 __all__ = [
     "DEFAULT_SOCKET_DIR",
@@ -61,6 +63,9 @@ MAX_CLIENTS: Final = 1024
 # how long running commands may take when we stop; then they are cancelled
 STOP_GRACE_S: Final = 5.0
 _SD_LISTEN_FDS_START: Final = 3
+# between fork and exec a child closes what it has inherited: milliseconds
+ORPHAN_WAIT_S: Final = 1.0
+ORPHAN_POLL_S: Final = 0.005
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> dict[str, int]:
@@ -250,8 +255,7 @@ class Netd(Service):
         for name, needed in ((f"anbox-netd/{self._table}", True), ("anbox-netd", False)):
             claim = self._namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                claim.bind("\0" + name)
-                claim.listen(1)
+                self._bind(claim, name)
             except OSError as error:
                 claim.close()
                 if error.errno != errno.EADDRINUSE:
@@ -275,14 +279,37 @@ class Netd(Service):
             else:
                 self._claims.append(claim)
 
-    def _held_by_a_netd(self, name: str) -> bool:
+    def _bind(self, claim: socket.socket, name: str) -> None:
+        deadline = time.monotonic() + ORPHAN_WAIT_S
+        holder: Credentials | None = None
+        while True:
+            try:
+                claim.bind("\0" + name)
+                claim.listen(1)
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                    raise
+                # asked once: nobody takes our questions out of its queue, which is short
+                holder = holder or self._holder_of(name)
+                if holder is None or holder.pid <= 0 or process_lives(holder.pid):
+                    raise
+                # A child of a netd that was killed between fork and exec has what its parent had, for a moment.
+                time.sleep(ORPHAN_POLL_S)
+
+    def _holder_of(self, name: str) -> Credentials | None:
+        """Who listens at an abstract name; None when that cannot be told."""
         with self._namespace.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect("\0" + name)
-                return peer_credentials(probe).uid in (0, os.geteuid())
+                return peer_credentials(probe)
             except (OSError, NetworkError):
-                # no room in its queue: others ask as well
-                return True
+                return None
+
+    def _held_by_a_netd(self, name: str) -> bool:
+        holder = self._holder_of(name)
+        # None: no room in its queue, for others ask as well
+        return holder is None or holder.uid in (0, os.geteuid())
 
     def _start(self) -> None:
         if self._dry_run is None:

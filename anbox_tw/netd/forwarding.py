@@ -2,7 +2,8 @@
 
 The kernel's switch is one for all. Who has switched it on must not switch it off while another needs it, and the last one
 must know what it was before the first. So each holds an abstract UNIX socket of the namespace whose name says both; the
-kernel takes it back when its process ends, in whatever way, and ``/proc/net/unix`` lists those that are.
+kernel takes it back when its process ends, in whatever way, and ``/proc/net/unix`` lists those that are. The name has the
+process, too: a child of one that was killed between fork and exec holds what its parent held, for a moment.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from twisted.logger import Logger
 
 from anbox_tw.netd.namespace import NetworkNamespace
 
-__all__ = ["FORWARD4", "FORWARD6", "ForwardingClaims"]
+__all__ = ["FORWARD4", "FORWARD6", "ForwardingClaims", "process_lives"]
 
 FORWARD4: Final = "/proc/sys/net/ipv4/ip_forward"
 FORWARD6: Final = "/proc/sys/net/ipv6/conf/all/forwarding"
@@ -49,7 +50,8 @@ class ForwardingClaims:
             return self._held[path][0].split("/")[2]
         if others:
             before = others[0].split("/")[2]
-        name = f"{_PREFIX}/{_VERSIONS[path]}/{before}/{os.urandom(8).hex()}"
+        unique = f"{_pid_namespace()}.{os.getpid()}.{os.urandom(8).hex()}"
+        name = f"{_PREFIX}/{_VERSIONS[path]}/{before}/{unique}"
         holder = self._namespace.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             holder.bind("\0" + name)
@@ -87,6 +89,29 @@ class ForwardingClaims:
             return []
         for line in listing.splitlines():
             name = line.rpartition(" ")[2]
-            if name.startswith(start) and name[1:] != ours and name.split("/")[2] in ("0", "1"):
+            if name.startswith(start) and name[1:] != ours and _counts(name):
                 found.append(name[1:])
         return found
+
+
+def _counts(name: str) -> bool:
+    """Whether a claim is one, and its process lives as far as we can see."""
+    _, _, before, unique = (*name.split("/", 3), "", "", "")[:4]
+    namespace, _, rest = unique.partition(".")
+    pid = rest.partition(".")[0]
+    if before not in ("0", "1") or not pid.isdigit():
+        return False
+    return namespace != _pid_namespace() or process_lives(int(pid))
+
+
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid").strip("pid:[]")
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is such a process in our pid namespace, and it is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read(4096).rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
+    except OSError:
+        return False

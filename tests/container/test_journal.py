@@ -41,6 +41,17 @@ print("held", flush=True)
 time.sleep(60)
 """
 
+ORPHAN = """
+import os, subprocess, sys
+from twisted.internet.task import Clock
+from tests.container.doubles import a_journal
+journal = a_journal(Clock(), sys.argv[1])
+os.set_inheritable(journal._descriptor, True)
+subprocess.Popen(["sleep", "0.3"], pass_fds=[journal._descriptor], stdout=subprocess.DEVNULL)
+print("held", flush=True)
+os._exit(0)
+"""
+
 
 class JournalCase(SynchronousTestCase):
     def setUp(self) -> None:
@@ -256,6 +267,12 @@ class LockTests(JournalCase):
         journal = self.journal()
         self.assertEqual([(e.kind, e.args["path"]) for e in journal.pending], [("directory", victim)])
         self.assertEqual(journal.last_phase, "prepare")
+
+    def test_an_orphan_of_a_killed_manager_is_waited_for(self) -> None:
+        """A child between fork and exec has what its parent has, the lock too, and lets go of it in a moment."""
+        done = subprocess.run([sys.executable, "-c", ORPHAN, self.path], stdout=subprocess.PIPE, text=True)
+        self.assertEqual(done.stdout, "held\n")
+        self.journal()
 
     def test_a_journal_deleted_by_its_last_holder_is_made_anew(self) -> None:
         first = self.journal()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import ipaddress
 import json
@@ -350,6 +351,22 @@ class CrashTests(NetworkCase):
         two = await self.network.acquire("two", NetworkSpec(), self.journal("two"))
         self.assertEqual(str(two.address.ip), address)
 
+    async def test_the_lease_that_an_orphan_of_a_killed_manager_holds_is_nobodys(self) -> None:
+        """A child between fork and exec has what its parent had, for a moment."""
+        one = self.journal("one")
+        await self.network.acquire("one", NetworkSpec(), one)
+        (lock,) = glob.glob(f"{self.leases}/*/lock")
+        dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE)
+        path = f"{os.path.dirname(lock)}/leases/dead"
+        with open(path, "w") as file:
+            json.dump({"address": "192.168.250.77", "pid": int(dead.stdout)}, file)
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            orphan = subprocess.Popen(["sleep", "0.3"], pass_fds=[file.fileno()])
+        self.addCleanup(orphan.wait)
+        await one.undo_all()
+        self.assertEqual(self.look(), self.before)
+
     async def test_the_last_living_one_takes_down_what_a_killed_one_made(self) -> None:
         other, _ = self.other_manager()
         one = self.journal("one")
@@ -398,8 +415,6 @@ class CrashTests(NetworkCase):
         self.assertEqual(caught.exception.code, "ANBOX-C007")
 
     async def test_a_manager_that_keeps_the_lock_is_not_waited_for_for_ever(self) -> None:
-        import fcntl
-
         from anbox_tw.container import network
 
         self.patch(network, "LOCK_TIMEOUT_S", 0.1)

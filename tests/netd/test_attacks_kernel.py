@@ -112,6 +112,21 @@ class SomebodyElseTests(DaemonTestCase):
         await self.stop()
         self.assertEqual(self.ns.state(), before)
 
+    async def test_an_orphan_of_a_killed_netd_is_waited_for(self) -> None:
+        """A child between fork and exec has what its parent had, the namespace's name too, for a moment."""
+        self.ns.python(
+            """
+            import os, socket, subprocess
+            s = socket.socket(socket.AF_UNIX)
+            s.bind("\\0anbox-netd/anbox_netd")
+            s.listen(1)
+            subprocess.Popen(["sleep", "0.3"], pass_fds=[s.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            os._exit(0)
+            """
+        )
+        await self.start()
+        await self.expect("ipfwd status", "211 Forwarding disabled")
+
     async def test_forged_netlink_messages(self) -> None:
         """Root of the namespace sends what looks like the kernel's to every netlink socket of ours."""
         await self.start()

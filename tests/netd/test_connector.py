@@ -196,7 +196,10 @@ class SocketTests(TestCase):
             if len(heard) == 500:
                 all_heard.callback(None)
 
-        connectors = [NativeDaemonConnector(reactor, self.path, on_event=event) for _ in range(500)]
+        connectors = [
+            NativeDaemonConnector(reactor, self.path, on_event=event, reconnect_delay=0.05)
+            for _ in range(500)
+        ]
         for connector in connectors:
             connector.startService()
             self.addCleanup(connector.stopService)
