@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IConsumer
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
@@ -155,8 +154,17 @@ class IAudioSink(Interface):
         """
 
 
-class IAudioPlayback(IConsumer):
-    """One stream to a sink. ``write`` takes whole frames; a registered push producer is paused while the buffer is full."""
+class IAudioPlayback(Interface):
+    """One stream to a sink; its first three methods are Twisted's ``IConsumer``."""
+
+    def write(data: bytes) -> None:
+        """Take whole frames."""
+
+    def registerProducer(producer: Any, streaming: bool) -> None:
+        """Pause this push producer while the stream has enough, and resume it then."""
+
+    def unregisterProducer() -> None:
+        """Forget it."""
 
     def finish() -> Deferred[None]:
         """No more will be written; fires when the rest was played, or could not be."""

@@ -56,10 +56,10 @@ SYN = InputEvent(EV_SYN, SYN_REPORT, 0)
 """Ends a batch."""
 
 _EVENT = struct.Struct("<QQHHi")
-EVENT_BYTES = _EVENT.size
+EVENT_BYTES = 24
 _INFO = struct.Struct("<80si4H80s80s96s8s2s2s2s16s4s2x64I64I")
-INFO_BYTES = _INFO.size
-assert (EVENT_BYTES, INFO_BYTES) == (24, 896)
+INFO_BYTES = 896
+assert (_EVENT.size, _INFO.size) == (EVENT_BYTES, INFO_BYTES)
 
 _TEXT_BYTES = 79  # and a NUL
 _AXES = 64

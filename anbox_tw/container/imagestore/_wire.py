@@ -24,7 +24,7 @@ def checksum_urls(url: str) -> list[str]:
 def find_checksum(text: str, name: str) -> str | None:
     """The SHA-256 of a file in the text of a checksum file, in lower case.
 
-    ``HASH  NAME`` and ``HASH *NAME`` of ``sha256sum``, ``SHA256 (NAME) = HASH`` of BSD, or a bare hash alone.
+    Hash and name as ``sha256sum`` writes them, for text and for binary files; as BSD's tools do; or a bare hash alone.
 
     Args:
         text: of the checksum file.
