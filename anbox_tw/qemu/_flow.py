@@ -9,14 +9,17 @@ from typing import Any
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-__all__ = ["Flow", "keep_fresh", "read_no_faster_than_answers_leave"]
+__all__ = ["Flow", "handle_little_at_once", "keep_fresh", "read_no_faster_than_answers_leave"]
 
 FRESH_KERNEL_BYTES = 4096
 """The kernel makes it 8 KiB, which hold some ten reports; by default it would queue two minutes of a sensor's."""
 
-FRESH_OWN_BYTES = 1024
-"""Beyond it the guest counts as not reading. With one more report it is less than half of the kernel's buffer, so that what waits leaves
-in one piece: a frame is never cut, which the guest's HALs could not read."""
+LITTLE_BYTES = 1024
+"""Read in one turn of the reactor: some fifty commands, so that a guest that floods takes no more than its share.
+
+It is also what may wait to be written before the guest counts as not reading. With one more report that is less than half of the
+kernel's buffer, so what waits leaves in one piece: a frame is never cut, which the guest's HALs could not read.
+"""
 
 
 @implementer(IPushProducer)
@@ -58,9 +61,13 @@ def read_no_faster_than_answers_leave(transport: Any, resumed: Callable[[], obje
     return flow
 
 
+def handle_little_at_once(transport: Any) -> None:
+    """Take and queue no more than `LITTLE_BYTES` in one turn."""
+    transport.bufferSize = LITTLE_BYTES
+
+
 def keep_fresh(transport: Any) -> None:
-    """Let little wait between us and a guest that is told of changes: what it reads is to be of now."""
+    """Let little wait in the kernel for a guest that is told of changes: what it reads is to be of now."""
     handle = getattr(transport, "getHandle", None)
     if handle is not None:
-        transport.bufferSize = FRESH_OWN_BYTES
         handle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FRESH_KERNEL_BYTES)

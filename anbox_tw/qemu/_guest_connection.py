@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from anbox_tw.errors import PeerError
 from anbox_tw.network import abort_transport
-from anbox_tw.qemu._flow import Flow, keep_fresh, read_no_faster_than_answers_leave
+from anbox_tw.qemu._flow import Flow, handle_little_at_once, keep_fresh, read_no_faster_than_answers_leave
 from anbox_tw.qemu._framing import QemudDecoder, encode_frame
 
 __all__ = ["MAX_COMMAND_BYTES", "FramedConnection", "GuestConnection"]
@@ -18,17 +18,22 @@ __all__ = ["MAX_COMMAND_BYTES", "FramedConnection", "GuestConnection"]
 MAX_COMMAND_BYTES = 256
 """Of one command: the guest's HALs build theirs in buffers of at most 256 bytes."""
 
+MAX_NOTES = 10
+"""Of one connection's commands that make no sense, in the log."""
+
 
 class GuestConnection(Protocol):
     """One guest at one service: reads no faster than its answers leave, and ends with a reason.
 
     Attributes:
         service: name, for the log.
+        small: whether all that is said is short, so that little is read and queued in one turn of the reactor.
         reports: whether it is told of changes unasked, and should get them fresh.
         flow: whether the guest reads what it gets.
     """
 
     service = ""
+    small = False
     reports = False
     _log = Logger()
 
@@ -36,6 +41,7 @@ class GuestConnection(Protocol):
         self.flow: Flow | None = None
         self._on_lost: list[Callable[[], object]] = []
         self._ended = False
+        self._notes = 0
 
     @property
     def blocked(self) -> bool:
@@ -47,6 +53,8 @@ class GuestConnection(Protocol):
         self._on_lost.append(callback)
 
     def connectionMade(self) -> None:
+        if self.small:
+            handle_little_at_once(self.transport)
         if self.reports:
             keep_fresh(self.transport)
         self.flow = read_no_faster_than_answers_leave(self.transport, self.caught_up)
@@ -75,6 +83,20 @@ class GuestConnection(Protocol):
         if not self._ended and self.transport is not None:
             self.transport.write(data)
 
+    def note(self, what: str) -> None:
+        """Log what could not be done, a few times: a guest must not fill the disk with it."""
+        self._notes += 1
+        if self._notes <= MAX_NOTES:
+            self._log.info("{service}: {what}", service=self.service, what=what)
+        if self._notes == MAX_NOTES:
+            self._log.info(
+                "{service}: what else this guest wants in vain is not logged", service=self.service
+            )
+
+    def ignored(self, command: bytes) -> None:
+        """`note` a command that makes no sense."""
+        self.note(f"ignored the command {command!r}")
+
     def end(self, why: object) -> None:
         """Close at once and say why."""
         if not self._ended:
@@ -92,6 +114,7 @@ class GuestConnection(Protocol):
 class FramedConnection(GuestConnection):
     """The same for services whose messages have a length in front."""
 
+    small = True
     max_frame_bytes = MAX_COMMAND_BYTES
 
     def __init__(self) -> None:

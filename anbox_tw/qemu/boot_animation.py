@@ -53,7 +53,7 @@ class _Connection(FramedConnection):
 
     def command(self, command: bytes) -> None:
         if command != b"retrieve-icon":
-            self._log.info("anbox:bootanimation: ignored the command {command!r}", command=command)
+            self.ignored(command)
             return
         if self._timer is not None:
             return

@@ -275,7 +275,7 @@ class _Device(_Connection):
         return reply_text(True)
 
     def _not_started(self, failure: Failure) -> bytes:
-        self._log.warn("The camera {name} does not start: {why}", name=self._camera.name, why=failure.value)
+        self.note(f"the camera {self._camera.name} does not start: {failure.value}")
         return reply_text(False, "Cannot start the camera")
 
     def _stop(self, query: Query) -> Any:
@@ -317,7 +317,7 @@ class _Device(_Connection):
 
     def _no_frame(self, failure: Failure) -> bytes:
         if not self._ended:
-            self._log.warn("The camera {name} has no frame: {why}", name=self._camera.name, why=failure.value)
+            self.note(f"the camera {self._camera.name} has no frame: {failure.value}")
         return reply_text(False, "Unable to obtain video frame from the camera")
 
     def _end_stream(self) -> Deferred[None]:

@@ -27,6 +27,7 @@ REPEAT_S = 1.0
 
 class _Connection(GuestConnection):
     service = "qemud:gps"
+    small = True
     reports = True
 
     def guest_sent(self, data: bytes) -> None:

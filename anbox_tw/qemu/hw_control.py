@@ -32,9 +32,9 @@ class _Connection(FramedConnection):
         words = command.decode("latin-1").split(":")
         try:
             if not self._obey(words):
-                self._log.info("qemud:hw-control: ignored the command {command!r}", command=command)
+                self.ignored(command)
         except DeviceError as error:
-            self._log.info("qemud:hw-control: {error}", error=error)
+            self.note(str(error))
 
     def _obey(self, words: list[str]) -> bool:
         match words:

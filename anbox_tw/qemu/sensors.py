@@ -67,13 +67,11 @@ class _Connection(FramedConnection):
             name, _, value = rest.partition(b":")
             self._set(name.decode("latin-1"), value[:1] == b"1")
         else:
-            self._log.info("qemud:sensors: ignored the command {command!r}", command=command)
+            self.ignored(command)
 
     def _set(self, name: str, on: bool) -> None:
         if not self._sensors.enabled(name):
-            self._log.info(
-                "qemud:sensors: the guest means the sensor {name!r}, which is not there", name=name
-            )
+            self.note(f"there is no sensor {name!r}")
             return
         if on:
             self.enabled.add(name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from anbox_tw.device import Change, Device
@@ -33,6 +34,10 @@ __all__ = ["Hardware", "HardwareSettings"]
 
 TOLD_PARTS = frozenset({"battery", "calls", "display", "fingerprint", "messages", "network", "phone"})
 """Whose changes are events of the control socket; location, sensors and input change too often for that."""
+
+MAX_EVENTS = 100
+EVENTS_S = 1.0
+"""A guest changes its lights as fast as it likes; who watches the session hears so many of it in that time."""
 
 DEFAULT_CAMERAS = {"back": "test-pattern", "front": "none"}
 """A camera costs nothing until a guest starts it."""
@@ -125,6 +130,10 @@ class Hardware:
         ]
         if settings.debug_pipes:
             self.services += [ZeroService(), PingPongService()]
+        self._events_since = 0.0
+        self._events = 0
+        self._late: dict[str, str] = {}
+        self._late_events: IDelayedCall | None = None
         device.observe(self._changed)
 
     def make_camera_source(self, text: str) -> ICameraSource | None:
@@ -142,6 +151,9 @@ class Hardware:
     def stop(self) -> Deferred[None]:
         """End what plays, and the calls; fires when it has ended. Guests' connections are closed already."""
         relays = [self.opengles.connections, *(each.connections for each in self.outward)]
+        late, self._late_events = self._late_events, None
+        if late is not None:
+            late.cancel()
         for part in (self.scenario, self.route, self.device.calls, self.device.phone):
             part.stop()
         stopping: Deferred[Any] = gatherResults(
@@ -160,6 +172,27 @@ class Hardware:
             max_delay=state.max_delay / 1000,
         )
 
+    def _tell_device(self, name: str, detail: str) -> None:
+        """Tell an event, at most `MAX_EVENTS` in `EVENTS_S`; then only the last of each name, when that time is over."""
+        now = self._reactor.seconds()
+        if self._late_events is None and now - self._events_since >= EVENTS_S:
+            self._events_since, self._events = now, 0
+        self._events += 1
+        if self._events <= MAX_EVENTS:
+            self._tell("device", name, detail)
+            return
+        self._late[name] = detail
+        if self._late_events is None:
+            wait = max(0.0, self._events_since + EVENTS_S - now)
+            self._late_events = self._reactor.callLater(wait, self._tell_late)
+
+    def _tell_late(self) -> None:
+        self._late_events = None
+        self._events_since, self._events = self._reactor.seconds(), 0
+        late, self._late = self._late, {}
+        for name, detail in late.items():
+            self._tell_device(name, detail)
+
     def _changed(self, change: Change) -> None:
         if change.part not in TOLD_PARTS:
             return
@@ -168,9 +201,9 @@ class Hardware:
                 return  # its events say each message once, its state says all of them
             values = self.device.part(change.part).as_dict()
             for name in sorted(change.fields):
-                self._tell("device", f"{change.part}.{name}", _text(values[name]))
+                self._tell_device(f"{change.part}.{name}", _text(values[name]))
         else:
-            self._tell("device", f"{change.part}.{change.kind}", _text(plain(change.value)))
+            self._tell_device(f"{change.part}.{change.kind}", _text(plain(change.value)))
 
 
 def _text(value: Any) -> str:

@@ -22,6 +22,7 @@ class Transport(StringTransport):
     """Counts writes, remembers an abort, and tells its protocol of it."""
 
     protocol: Any
+    bufferSize = 65536
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,9 +102,11 @@ class ServiceCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.warnings: list[str] = []
+        self.logged: list[str] = []
 
         @implementer(ILogObserver)
         def observe(event: LogEvent) -> None:
+            self.logged.append(formatEvent(event))
             if event["log_level"] is LogLevel.warn:
                 self.warnings.append(formatEvent(event))
 

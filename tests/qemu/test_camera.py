@@ -153,7 +153,7 @@ class ProtocolTests(ServiceCase):
         guest = self.device()
         guest.feed(b"connect\0start dim=176x144 pix=842093913\0")
         self.assertEqual(guest.received()[11:], b"0000001bko:Cannot start the camera\0")
-        self.assertIn("no film", self.warnings.pop())
+        self.assertIn("no film", self.logged[-1])
         self.source.starting = Deferred()
         guest.feed(b"start dim=176x144 pix=842093913\0stop\0")
         self.assertEqual(guest.received(), b"")

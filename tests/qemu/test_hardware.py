@@ -12,7 +12,9 @@ from zope.interface.verify import verifyObject
 
 from anbox_tw.device import Change, Device, Fix
 from anbox_tw.interfaces import IPipeService
+from anbox_tw.qemu._flow import LITTLE_BYTES
 from anbox_tw.qemu._framing import encode_frame
+from anbox_tw.qemu._guest_connection import MAX_NOTES
 from anbox_tw.qemu._nmea import checksum, gga, rmc, sealed, sentences
 from anbox_tw.qemu.fingerprint import FingerprintService
 from anbox_tw.qemu.gps import GpsService
@@ -200,7 +202,18 @@ class HwControlTests(ServiceCase):
         ):
             guest.send(command.encode("latin-1"))
         self.assertEqual((told, guest.closed), ([], False))
-        self.assert_framed_garbage_ends_it(HwControlService(device.display))
+
+    def test_a_guest_cannot_fill_the_log(self) -> None:
+        guest = Guest(HwControlService(Device().display))
+        guest.send(*[b"nonsense %d" % number for number in range(1000)])
+        self.assertEqual(len(self.logged), MAX_NOTES + 1)
+        self.assertIn("ignored the command b'nonsense 9'", self.logged[-2])
+        self.assertFalse(guest.closed)
+
+    def test_a_flood_takes_no_more_than_its_share_of_a_turn(self) -> None:
+        guest = Guest(HwControlService(Device().display))
+        # what a socket transport reads at once
+        self.assertEqual(guest.transport.bufferSize, LITTLE_BYTES)
 
     def test_garbage(self) -> None:
         self.assert_framed_garbage_ends_it(HwControlService(Device().display))

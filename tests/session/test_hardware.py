@@ -410,3 +410,19 @@ class HardwareTests(HardwareCase):
         self.assertIn(f"file:{path}", child.cmdline())
         await self.session.stopService()
         self.assertEqual(children(), [])
+
+    async def test_who_watches_is_not_flooded(self) -> None:
+        await self.begin()
+        told: list[tuple[str, str]] = []
+        await self.control.watch(lambda event: told.append((event["name"], event["detail"])))
+        lights = await self.pipe("qemud:hw-control")
+        for number in range(5000):
+            lights.write(encode_frame(b"vibrator:%d" % number))
+        last = ("display.vibrate", "4999")
+        await until(lambda: last in told)
+        self.assertEqual(told[:100], [("display.vibrate", str(number)) for number in range(100)])
+        self.assertLess(len(told), 4000)
+        # one that waits does not outlive the session
+        for number in range(500):
+            self.session.device.display.emit("vibrate", number)
+        await self.session.stopService()
