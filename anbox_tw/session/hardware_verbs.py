@@ -214,7 +214,7 @@ class HardwareVerbs:
 
         Returns:
             For each ``name``, ``direction``, ``source``, ``sizes``, whether a guest has ``connected`` it, how many ``frames``
-            were given, and ``capture``, what is started: null, or ``size`` and ``format``.
+            were given, and ``capture``, which is null or the ``size`` and ``format`` that were started.
         """
         return [camera.describe() for camera in self._hardware.camera.cameras.values()]
 
