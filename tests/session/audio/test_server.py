@@ -310,7 +310,7 @@ class PulseTests(AudioCase):
         recorder = pulse.record()
         # so much that no other test on the machine can make a gap
         server = self.serve("pulse", environment=pulse.environment, latency=2.0)
-        data = b"\1\0\1\0" + os.urandom(PLAYBACK.bytes_of(3) - 8) + b"\1\0\1\0"
+        data = b"\1\0\1\0" + os.urandom(PLAYBACK.bytes_of(2) - 8) + b"\1\0\1\0"
         await until(lambda: recorder.output)
         await self.ended(self.program("play", self.file("in", data)))
         await until(lambda: not server.streams)
@@ -351,7 +351,8 @@ class PulseTests(AudioCase):
         pulse = await PulseServer(self).start()
         self.serve(source="pulse", environment=pulse.environment)
         # what plays in the null sink is what its monitor, the only source, hears
-        tone = self.file("tone", b"\0\x20\0\x20\0\xe0\0\xe0" * 200_000)
+        # a square wave of 441 Hz, 0x2000 high
+        tone = self.file("tone", (b"\0\x20" * 100 + b"\0\xe0" * 100) * 20_000)
         start(
             self,
             [
@@ -369,7 +370,12 @@ class PulseTests(AudioCase):
         await deferLater(reactor, 0)
         guest = await self.connect()
         guest.transport.write(b"\1")
-        await until(lambda: len(guest.received.strip(b"\0\1")) > 3200)
+
+        def heard() -> list[int]:
+            data = guest.received[1:]
+            return [abs(sample) for (sample,) in struct.iter_unpack("<h", data[: len(data) // 2 * 2])]
+
+        await until(lambda: sum(0x1800 < sample < 0x2800 for sample in heard()[-1600:]) > 1200)
 
     async def test_no_server_and_no_command(self) -> None:
         server = self.serve("pulse", "pulse", {"PATH": self.directory, "XDG_RUNTIME_DIR": self.directory})
