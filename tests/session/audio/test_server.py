@@ -25,7 +25,7 @@ from anbox_tw.device.pcm import PLAYBACK, RECORDING, wav_header
 from anbox_tw.interfaces import IAudioSink, IConnectionCreator
 from anbox_tw.network import RuntimePaths, free_port
 from anbox_tw.qemu.adb_server_address import AdbServerAddress
-from anbox_tw.session.audio import AudioServer, make_sink, make_source
+from anbox_tw.session.audio import DEFAULT_LATENCY_S, AudioServer, make_sink, make_source
 from anbox_tw.session.audio import server as server_module
 from anbox_tw.session.audio.server import MAX_STREAMS
 from anbox_tw.session.service import SessionService, SessionSettings
@@ -99,7 +99,7 @@ class AudioCase(TestCase):
         return path
 
     async def ended(self, program: Running) -> None:
-        await until(lambda: program.ended.called, 60)
+        await until(lambda: program.ended.called, 200)
         self.assertEqual(bytes(program.errors), b"")
 
     def heard(self, path: str | None = None) -> bytes:
@@ -305,12 +305,16 @@ class RecordingTests(AudioCase):
 
 
 class PulseTests(AudioCase):
+    timeout = 300
+
     async def test_playback_is_exact_at_the_monitor(self) -> None:
         pulse = await PulseServer(self).start()
         recorder = pulse.record()
-        # so much that no other test on the machine can make a gap
-        server = self.serve("pulse", environment=pulse.environment, latency=2.0)
-        data = b"\1\0\1\0" + os.urandom(PLAYBACK.bytes_of(2) - 8) + b"\1\0\1\0"
+        # Beside other tests on a busy machine: so much that nothing can make a gap. By hand: what users have.
+        seconds = float(os.environ.get("ANBOX_TW_AUDIO_SECONDS", "0"))
+        latency = DEFAULT_LATENCY_S if seconds else 2.0
+        server = self.serve("pulse", environment=pulse.environment, latency=latency)
+        data = b"\1\0\1\0" + os.urandom(PLAYBACK.bytes_of(seconds or 2) - 8) + b"\1\0\1\0"
         await until(lambda: recorder.output)
         await self.ended(self.program("play", self.file("in", data)))
         await until(lambda: not server.streams)
