@@ -63,7 +63,8 @@ def _busy(host: IConsoleHost, text: str) -> None:
     if not text:
         raise Ko("missing argument, try 'gsm busy <phonenumber>'")
     try:
-        host.device.calls.busy(text)
+        with host.device.calls.by_other():
+            host.device.calls.busy(text)
     except UnknownName:
         raise Ko(f"no current outbound call to number '{text}'") from None
 
@@ -72,7 +73,8 @@ def _hold(host: IConsoleHost, text: str) -> None:
     if not text:
         raise Ko("missing argument, try 'gsm out hold <phonenumber>'")
     try:
-        host.device.calls.hold(text)
+        with host.device.calls.by_other():
+            host.device.calls.hold(text)
     except UnknownName:
         raise Ko(f"no current call to/from number '{text}'") from None
 
@@ -81,14 +83,17 @@ def _accept(host: IConsoleHost, text: str) -> None:
     if not text:
         raise Ko("missing argument, try 'gsm accept <phonenumber>'")
     try:
-        host.device.calls.accept(text)
+        with host.device.calls.by_other():
+            host.device.calls.accept(text)
     except UnknownName:
         raise Ko(f"no current call to/from number '{text}'") from None
 
 
 def _cancel(host: IConsoleHost, text: str) -> None:
+    number = _number(text, "gsm call <phonenumber>")
     try:
-        host.device.calls.cancel(_number(text, "gsm call <phonenumber>"))
+        with host.device.calls.by_other():
+            host.device.calls.cancel(number)
     except UnknownName:
         raise Ko("could not cancel this number") from None
 

@@ -7,10 +7,11 @@ after one second and is answered one second later. Who changes something is eith
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -111,15 +112,31 @@ def check_number(number: str) -> str:
     return number
 
 
+class OtherPhones(Protocol):
+    """Phones that are really there, beside those that the network plays."""
+
+    def full_number(self, number: str) -> str:
+        """A dialled number as the other phone has it."""
+
+    def answers(self, number: str) -> bool:
+        """Whether it is another phone's, which itself says that it is answered."""
+
+
 class Calls(Part[CallsState]):
     """The calls; event ``dtmf`` with ``(call id, tone)``.
 
     Args:
         phone: whose radio must be on.
         clock: an ``IReactorTime`` for the ringing of dialled calls, or None: they stay where they are.
+
+    Attributes:
+        others: phones that are not answered by the delays of the state.
+        from_other: whether what changes now is the doing of one of them.
     """
 
     name = "calls"
+    others: OtherPhones | None = None
+    from_other = False
 
     def __init__(self, phone: Phone, clock: Any = None) -> None:
         super().__init__(CallsState())
@@ -217,6 +234,15 @@ class Calls(Part[CallsState]):
         call = self.get(number)
         self._release(lambda c: c.id == call.id)
 
+    @contextlib.contextmanager
+    def by_other(self) -> Iterator[None]:
+        """A context in which what changes is the doing of the other phone, which so need not be told of it."""
+        before, self.from_other = self.from_other, True
+        try:
+            yield
+        finally:
+            self.from_other = before
+
     # -- what the guest does --
 
     def dial(self, number: str) -> Call:
@@ -230,6 +256,8 @@ class Calls(Part[CallsState]):
             raise BadValue(f"{number!r} cannot be dialled")
         if not self._phone.state.radio:
             raise Refused("the phone's radio is off")
+        if self.others is not None:
+            number = self.others.full_number(number)
         call = self._add(number, CallDirection.OUTGOING, CallState.DIALING)
         self._expect(call.id, self.state.alert_after)
         return call
@@ -359,7 +387,8 @@ class Calls(Part[CallsState]):
         del self._timers[call_id]
         call = next(call for call in self.state.calls if call.id == call_id)
         if call.state is CallState.DIALING:
-            self._expect(call_id, self.state.answer_after)
+            if self.others is None or not self.others.answers(call.number):
+                self._expect(call_id, self.state.answer_after)
             self._move(call, CallState.ALERTING)
         else:
             self._move(call, CallState.ACTIVE)

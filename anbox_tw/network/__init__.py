@@ -20,7 +20,7 @@ from anbox_tw.network.fds import FdReceiver, close_fds, receive_fds, send_fds
 from anbox_tw.network.forwarding import ForwardCreator, ISocketCreator
 from anbox_tw.network.listeners import CreatorFactory, EndpointListener, TcpListener, UnixListener
 from anbox_tw.network.paths import DEFAULT_INSTANCE, RuntimePaths, check_instance_name, find_runtime_dir
-from anbox_tw.network.ports import PortAllocator, PortClaim, free_port, holder_of_port
+from anbox_tw.network.ports import PortAllocator, PortClaim, free_port, holder_of_port, owner_of_port
 from anbox_tw.network.relaying import (
     Relay,
     RelayCounters,
@@ -78,6 +78,7 @@ __all__ = [
     "free_port",
     "hand_over",
     "holder_of_port",
+    "owner_of_port",
     "peer_credentials",
     "peer_groups",
     "process_command",

@@ -10,7 +10,7 @@ from typing import Final
 
 from anbox_tw.errors import NetworkError
 
-__all__ = ["PortAllocator", "PortClaim", "free_port", "holder_of_port"]
+__all__ = ["PortAllocator", "PortClaim", "free_port", "holder_of_port", "owner_of_port"]
 
 _LISTEN_STATE: Final = "0A"  # TCP_LISTEN in /proc/net/tcp
 # the accept queue of a claimed port until its listener starts; a client may come that early
@@ -142,6 +142,24 @@ def holder_of_port(port: int) -> int:
         except OSError:
             continue
     return _process_with(inodes) if inodes else 0
+
+
+def owner_of_port(port: int) -> int | None:
+    """The uid of whoever listens on a TCP port of this network namespace, on 127.0.0.1 or every address; None for nobody."""
+    try:
+        with open("/proc/net/tcp") as file:
+            for line in file.readlines()[1:]:
+                fields = line.split()
+                address, _, number = fields[1].partition(":")
+                if (
+                    fields[3] == _LISTEN_STATE
+                    and int(number, 16) == port
+                    and address in ("0100007F", "00000000")
+                ):
+                    return int(fields[7])
+    except OSError:
+        pass
+    return None
 
 
 def _process_with(links: set[str]) -> int:

@@ -42,6 +42,7 @@ from anbox_tw.session.forwards.store import ForwardStore
 from anbox_tw.session.hardware import Hardware, HardwareSettings
 from anbox_tw.session.input import InputServer, register_input_verbs
 from anbox_tw.session.launchers import launchers_of
+from anbox_tw.session.phone_link import NUMBER_PREFIX, PhoneLink
 from anbox_tw.session.stats import register_stats
 from anbox_tw.session.verbs import DeviceVerbs
 from anbox_tw.session.windows import Windows
@@ -145,6 +146,7 @@ class SessionService(Service):
 
     Attributes:
         console: the emulator console, or None.
+        phone_link: to the phones of other sessions, or None.
         device: the model of its hardware.
         verbs: what the control socket's ``device`` call knows.
         hardware: the pipe services that show the device to the guest, and what plays on it.
@@ -206,6 +208,9 @@ class SessionService(Service):
         self.adb_link.observe(self._adb_changed)
         self.console = (
             Console(reactor, SessionConsole(self), settings.console_token) if settings.console else None
+        )
+        self.phone_link = (
+            PhoneLink(reactor, self.device, self.console.token) if self.console is not None else None
         )
         self.adb = AdbPipeService(
             reactor,
@@ -444,6 +449,8 @@ class SessionService(Service):
         await gatherResults([part.stopService() for part in parts], consumeErrors=True)
         # what guests' connections have left behind
         await self.hardware.stop()
+        if self.phone_link is not None:
+            await self.phone_link.stop()
         self._remove_directories()
         self._stopping = None
 
@@ -454,7 +461,7 @@ class SessionService(Service):
 
     def _ports_reserved(self, console_port: int) -> None:
         # The emulator's phone numbers end with the console's port.
-        self.device.phone.update(number=f"1555521{console_port:04d}")
+        self.device.phone.update(number=f"{NUMBER_PREFIX}{console_port:04d}")
         if self.console is not None:
             self.console.listen6(console_port)
 
