@@ -56,6 +56,11 @@ network. Try: twistd -n anbox-adbd, then: adb connect localhost:5555 && adb shel
         ["packages", None, None, "Directory that 'adb install' puts packages into."],
     ]  # fmt: skip
     optFlags = [
+        [
+            "debuggable",
+            None,
+            "As root: 'adb unroot' and 'adb root' change between root and the user shell (2000).",
+        ],
         ["jdwp", None, "Listen for Java VMs on @jdwp-control, as a real device does."],
         [
             "mdns",
@@ -173,7 +178,10 @@ def makeService(config: Options) -> IService:
         **optional,
     )
     guid = config["guid"] or _guid()
-    service = AdbdService(reactor, AdbDaemon(reactor, settings))
+    daemon = AdbDaemon(reactor, settings)
+    if config["debuggable"] and not daemon.allow_root_and_unroot():
+        raise UsageError("--debuggable: this process is not root, or has no user 2000 in its user namespace")
+    service = AdbdService(reactor, daemon)
     for text in config["listen"]:
         service.listen(_endpoint(reactor, "listen", text))
     if config["tls-listen"] or config["pair-listen"]:

@@ -24,7 +24,7 @@ from anbox_tw.guest.adbd import PipeAdbd
 from anbox_tw.guest.bridge import GuestBridge
 from anbox_tw.guest.control import GuestControl
 from anbox_tw.guest.properties import BIN, PropertyTable, fetch_boot_properties
-from anbox_tw.guest.tree import mark_initialized, prepare_tree
+from anbox_tw.guest.tree import mark_initialized, name_shell_user, prepare_tree
 from anbox_tw.guest.under_init import tell_init, under_init
 
 __all__ = ["GuestService"]
@@ -125,13 +125,18 @@ class GuestService(Service):
                 jdwp=jdwp,
             )
 
+        daemon = None
         if self._root == "/":
             try:
-                return AdbDaemon(self._reactor, config(CONTROL_NAME))
+                daemon = AdbDaemon(self._reactor, config(CONTROL_NAME))
             except AnboxError as error:
                 # Its name belongs to the network namespace, which may be the host's.
                 self._log.info("No Java VMs are listed: {error}", error=error)
-        return AdbDaemon(self._reactor, config(None))
+        daemon = daemon or AdbDaemon(self._reactor, config(None))
+        # Where the container's root is one and has Android's users, "adb unroot" works.
+        if daemon.allow_root_and_unroot() and self._root == "/":
+            name_shell_user()
+        return daemon
 
     def startService(self) -> None:
         """Boot.

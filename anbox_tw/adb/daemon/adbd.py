@@ -15,6 +15,7 @@ from anbox_tw.adb.daemon import control, shell, sockets
 from anbox_tw.adb.daemon.commands import Command, CommandFactory, CommandStream, PropertyCommand, find_command
 from anbox_tw.adb.daemon.config import DaemonConfig
 from anbox_tw.adb.daemon.files import FileTree, RootedTree
+from anbox_tw.adb.daemon.identity import SHELL, Identity, can_change_identity
 from anbox_tw.adb.daemon.jdwp import CONTROL_NAME, JdwpHub
 from anbox_tw.adb.daemon.logs import LogcatCommand
 from anbox_tw.adb.daemon.packages import PackageStore
@@ -34,7 +35,7 @@ Service = Callable[[str, AdbStream], Answer]
 
 STOP_TIMEOUT_S = 10.0
 RECONNECT_DELAY_S = 0.05
-"""Between the answer to ``reconnect`` and the end of the connection, so that the answer arrives."""
+"""Between the answer to ``reconnect``, ``root`` or ``unroot`` and the end of the connection, so that it arrives."""
 
 
 class _NoService(Command):
@@ -203,7 +204,7 @@ class AdbDaemon:
 
     def _sync(self, _argument: str, _stream: AdbStream) -> Answer:
         self.sync_threads.begin()
-        return SyncStream(self.reactor, self.tree, self.sync_threads)
+        return SyncStream(self.reactor, self.tree, self.sync_threads, self.config.identity)
 
     def _tcp(self, argument: str, _stream: AdbStream) -> Answer:
         return sockets.connect_stream(sockets.tcp_endpoint(self.reactor, sockets.parse_tcp_port(argument)))
@@ -220,6 +221,29 @@ class AdbDaemon:
 
     def _dev_raw(self, argument: str, _stream: AdbStream) -> Answer:
         return sockets.DeviceFile(self.reactor, argument, raw=True)
+
+    def allow_root_and_unroot(self, identity: Identity = SHELL) -> bool:
+        """Let hosts change between the user that this process is and ``identity``, as on a debuggable device.
+
+        Returns:
+            Whether that can be: this process is root, and has the other user.
+        """
+        if not can_change_identity(identity):
+            return False
+        control = self.config.control
+        control.is_root = lambda: self.config.identity is None
+        control.root = lambda: self._become(None)
+        control.unroot = lambda: self._become(identity)
+        return True
+
+    def _become(self, identity: Identity | None) -> None:
+        self.config.identity = identity
+        self.reactor.callLater(RECONNECT_DELAY_S, self._restart)
+
+    def _restart(self) -> None:
+        # what a host sees of a real adbd that restarts
+        for transport in list(self.transports):
+            transport.close("adbd acts as another user now")
 
     def revoke(self, key: PublicKey) -> None:
         """Forget a key and end the connections that came in with it."""

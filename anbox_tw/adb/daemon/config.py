@@ -15,6 +15,7 @@ from anbox_tw.adb.banner import DEVICE_FEATURES, Banner
 from anbox_tw.adb.daemon import compression
 from anbox_tw.adb.daemon.commands import CommandFactory
 from anbox_tw.adb.daemon.control import DeviceControl
+from anbox_tw.adb.daemon.identity import Identity
 from anbox_tw.adb.daemon.logs import LogBuffer
 from anbox_tw.adb.keys import AdbKey
 
@@ -52,6 +53,7 @@ class DaemonConfig:
         packages: where ``cmd package``, ``pm`` and ``abb_exec:package`` lead; a directory for a
             ``PackageStore``, an object with its ``command`` method, or None for no packages.
         commands: further commands that adbd answers itself, by name.
+        identity: whom shells and file services act as; None for the user that this process is.
         jdwp: address of the control socket for Java VMs, ``jdwp.CONTROL_NAME`` on a device, or None.
     """
 
@@ -71,6 +73,7 @@ class DaemonConfig:
     logs: LogBuffer = attrs.field(factory=LogBuffer)
     packages: str | Any | None = None
     commands: Mapping[str, CommandFactory] = attrs.field(factory=dict)
+    identity: Identity | None = None
     jdwp: str | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -92,11 +95,14 @@ class DaemonConfig:
     def shell_environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         """A child's environment, as ``shell_service.cpp`` makes it."""
         environment = dict(os.environ if self.environment is None else self.environment)
+        uid = os.geteuid() if self.identity is None else self.identity.uid
         try:
-            user = pwd.getpwuid(os.geteuid())
+            user = pwd.getpwuid(uid)
             name, home = user.pw_name, user.pw_dir
         except KeyError:
-            name, home = str(os.geteuid()), "/"
+            name, home = str(uid), "/"
+        if self.identity is not None:
+            name, home = self.identity.name or name, self.identity.home
         environment.update(
             HOME=home, HOSTNAME=socket.gethostname(), LOGNAME=name, USER=name, SHELL=self.shell
         )

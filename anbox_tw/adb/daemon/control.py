@@ -28,6 +28,7 @@ class DeviceControl:
         remount: called with the arguments; returns the text for the user.
         tcpip: listen on this port from now on.
         usb: stop listening on TCP.
+        is_root: whether services act as root now.
     """
 
     root: Callable[[], None] | None = None
@@ -36,6 +37,7 @@ class DeviceControl:
     remount: Callable[[str], str] | None = None
     tcpip: Callable[[int], None] | None = None
     usb: Callable[[], None] | None = None
+    is_root: Callable[[], bool] = lambda: os.geteuid() == 0
 
     def serve(self, word: str, argument: str) -> str:
         """Do what ``word`` says; the text for the host.
@@ -47,7 +49,7 @@ class DeviceControl:
         return answer
 
     def _root(self, _argument: str) -> str:
-        if os.geteuid() == 0:
+        if self.is_root():
             return "adbd is already running as root\n"
         if self.root is None:
             return "adbd cannot run as root in production builds\n"
@@ -55,7 +57,7 @@ class DeviceControl:
         return "restarting adbd as root\n"
 
     def _unroot(self, _argument: str) -> str:
-        if os.geteuid() != 0:
+        if not self.is_root():
             return "adbd not running as root\n"
         if self.unroot is None:
             return "adbd cannot give up root here\n"

@@ -24,6 +24,8 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from anbox_tw.adb.daemon.identity import Identity
+
 __all__ = ["Child", "ChildSet", "open_pty", "set_window_size"]
 
 POLL_S = 0.02
@@ -124,6 +126,7 @@ class ChildSet:
         environment: Mapping[str, str],
         cwd: str | None = None,
         separate_stderr: bool = False,
+        identity: Identity | None = None,
     ) -> Child:
         """Start a child on pipes.
 
@@ -132,6 +135,7 @@ class ChildSet:
             environment: all of the child's environment.
             cwd: its working directory.
             separate_stderr: give stderr a pipe of its own instead of stdout's.
+            identity: whom the child runs as; None for the user that this process is.
 
         Raises:
             OSError: it cannot be started, or there are too many.
@@ -147,6 +151,7 @@ class ChildSet:
                 env=environment,
                 cwd=cwd,
                 start_new_session=True,
+                **_user(identity),
             )
         assert process.stdin is not None and process.stdout is not None
         stderr = _take(process.stderr) if process.stderr is not None else -1
@@ -163,6 +168,7 @@ class ChildSet:
         cwd: str | None = None,
         raw: bool = False,
         helper: str = "/bin/sh",
+        identity: Identity | None = None,
     ) -> Child:
         """Start a child with a new terminal as stdin, stdout, stderr and controlling terminal.
 
@@ -172,6 +178,7 @@ class ChildSet:
             cwd: its working directory.
             raw: no echo, no translation of line ends.
             helper: the shell that opens the terminal in the child.
+            identity: whom the child runs as, and whose the terminal is; None for the user that this process is.
 
         Returns:
             The child; its ``stdin`` and ``stdout`` are two descriptors of the terminal's other side.
@@ -184,6 +191,8 @@ class ChildSet:
         second = -1
         try:
             second = os.dup(master)
+            if identity is not None:
+                os.fchown(slave, identity.uid, -1)
             with _no_ignored_signals():
                 process = subprocess.Popen(
                     [helper, "-c", _OPEN_TTY, name, *argv],
@@ -193,6 +202,7 @@ class ChildSet:
                     env=environment,
                     cwd=cwd,
                     start_new_session=True,
+                    **_user(identity),
                 )
         except BaseException:
             os.close(master)
@@ -295,3 +305,10 @@ def set_window_size(fd: int, rows: int, columns: int, width: int, height: int) -
     """Tell a terminal its size in characters and pixels; its foreground job gets SIGWINCH."""
     with contextlib.suppress(OSError):
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, width, height))
+
+
+def _user(identity: Identity | None) -> dict[str, Any]:
+    """``Popen``'s arguments that make the child that user."""
+    if identity is None:
+        return {}
+    return {"user": identity.uid, "group": identity.gid, "extra_groups": identity.groups}

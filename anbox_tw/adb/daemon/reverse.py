@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -37,7 +37,8 @@ class _ForwardFactory(Factory):
 
     noisy = False
 
-    def __init__(self, transport: AdbTransport, remote: str) -> None:
+    def __init__(self, clock: IReactorTime, transport: AdbTransport, remote: str) -> None:
+        self._clock = clock
         self._transport = transport
         self.remote = remote
         self._waiting = 0
@@ -53,7 +54,11 @@ class _ForwardFactory(Factory):
     def _connected(self, inner: Inner) -> None:
         inner.transport.pauseProducing()
         self._waiting += 1
+        # In the next turn: what has connected here may be a stream of the same host, whose OKAY has to leave first, as a
+        # real adbd's does. adb loses what its client wrote and closed before that (AOSP test_forward_reverse_echo).
+        self._clock.callLater(0, self._open, inner)
 
+    def _open(self, inner: Inner) -> None:
         def opened(stream: AdbStream) -> None:
             self._waiting -= 1
             stream.start(SocketStream(inner))
@@ -144,7 +149,7 @@ class Reverses:
             endpoint, is_tcp = self._endpoint(local)
         except AdbError as error:
             raise AdbError(f"cannot bind listener: {error.cause}") from error
-        factory = _ForwardFactory(self._transport, remote)
+        factory = _ForwardFactory(self._reactor, self._transport, remote)
         try:
             port: IListeningPort = await endpoint.listen(factory)
         except CannotListenError as error:

@@ -177,11 +177,20 @@ def open_shell(
     try:
         if on_pty:
             child = children.spawn_on_pty(
-                _bytes(argv), environment=environment, cwd=config.cwd, raw=not wants_pty, helper=config.shell
+                _bytes(argv),
+                environment=environment,
+                cwd=config.cwd,
+                raw=not wants_pty,
+                helper=config.shell,
+                identity=config.identity,
             )
         else:
             child = children.spawn(
-                _bytes(argv), environment=environment, cwd=config.cwd, separate_stderr=True
+                _bytes(argv),
+                environment=environment,
+                cwd=config.cwd,
+                separate_stderr=True,
+                identity=config.identity,
             )
     except (OSError, ValueError) as error:
         text = f"error: cannot start {config.shell}: {error}\n".encode()
@@ -203,7 +212,11 @@ def open_program(
     """
     try:
         child = children.spawn(
-            _bytes(argv), environment=config.shell_environment({}), cwd=config.cwd, separate_stderr=framed
+            _bytes(argv),
+            environment=config.shell_environment({}),
+            cwd=config.cwd,
+            separate_stderr=framed,
+            identity=config.identity,
         )
     except (OSError, ValueError) as error:
         raise AdbError(f"cannot start {argv[0]}: {error}") from error
@@ -214,7 +227,10 @@ def open_exec(reactor: Any, children: ChildSet, config: DaemonConfig, command: s
     """Serve ``exec:COMMAND``: raw bytes both ways, stderr with stdout."""
     try:
         child = children.spawn(
-            _bytes([config.shell, "-c", command]), environment=config.shell_environment({}), cwd=config.cwd
+            _bytes([config.shell, "-c", command]),
+            environment=config.shell_environment({}),
+            cwd=config.cwd,
+            identity=config.identity,
         )
     except (OSError, ValueError) as error:
         return TextStream(f"error: cannot start {config.shell}: {error}\n".encode())

@@ -22,6 +22,7 @@ from zope.interface import implementer
 from anbox_tw.adb._wire import Buffer
 from anbox_tw.adb.daemon._syncengine import BULK_SIZE, PipeClosed, SyncEngine
 from anbox_tw.adb.daemon.files import FileTree
+from anbox_tw.adb.daemon.identity import Identity
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.errors import AdbError
 
@@ -74,13 +75,17 @@ class SyncStream(Protocol):
         reactor: the reactor.
         tree: the files to serve.
         threads: where the thread is counted; ``begin`` has been called.
+        identity: whom the thread acts as; None for the user that this process is.
     """
 
     takes_buffers = True
     transport: AdbStream
     _log = Logger()
 
-    def __init__(self, reactor: Any, tree: FileTree, threads: SyncThreads) -> None:
+    def __init__(
+        self, reactor: Any, tree: FileTree, threads: SyncThreads, identity: Identity | None = None
+    ) -> None:
+        self._identity = identity
         self._reactor = reactor
         self._tree = tree
         self._threads = threads
@@ -163,6 +168,8 @@ class SyncStream(Protocol):
 
     def _run(self) -> None:
         try:
+            if self._identity is not None:
+                self._identity.become_in_this_thread()
             SyncEngine(self, self._tree).run()
         except Exception:
             self._log.failure("the sync service failed")
