@@ -27,6 +27,7 @@ from anbox_tw.container._lxc_config import MountEntry
 from anbox_tw.container.diagnosis import DiagnosedError
 from anbox_tw.container.idmap import IdMap
 from anbox_tw.container.images import ImageMounter, inspect_image
+from anbox_tw.container.lxc_android import add_android
 from anbox_tw.container.lxc_staging import Staging, has_mount_point, make_mount_point, open_beneath
 from anbox_tw.container.spec import HOST_ROOTFS, ContainerSpec
 
@@ -150,6 +151,8 @@ async def build_rootfs(
     for entry in points:
         _make_point(root, entry)
     writable = upper and not (image or spec.use_rootfs_overlay)
+    if writable and spec.rootfs == HOST_ROOTFS:
+        notes += add_android(root)
     if upper and not writable:
         await staging.mount(root, "the overlay, read-only,", "-o", "remount,ro,bind")
     return Rootfs(root, writable, android, tuple(notes))

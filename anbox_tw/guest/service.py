@@ -24,7 +24,7 @@ from anbox_tw.guest.adbd import PipeAdbd
 from anbox_tw.guest.bridge import GuestBridge
 from anbox_tw.guest.control import GuestControl
 from anbox_tw.guest.properties import BIN, PropertyTable, fetch_boot_properties
-from anbox_tw.guest.tree import mark_initialized, name_shell_user, prepare_tree
+from anbox_tw.guest.tree import mark_initialized, prepare_tree
 from anbox_tw.guest.under_init import tell_init, under_init
 
 __all__ = ["GuestService"]
@@ -134,8 +134,7 @@ class GuestService(Service):
                 self._log.info("No Java VMs are listed: {error}", error=error)
         daemon = daemon or AdbDaemon(self._reactor, config(None))
         # Where the container's root is one and has Android's users, "adb unroot" works.
-        if daemon.allow_root_and_unroot() and self._root == "/":
-            name_shell_user()
+        daemon.allow_root_and_unroot()
         return daemon
 
     def startService(self) -> None:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-import pwd
-
-from twisted.logger import Logger
 
 from anbox_tw.errors import ConfigError
 
-__all__ = ["INITIALIZED", "mark_initialized", "name_shell_user", "prepare_tree"]
-
-_log = Logger()
+__all__ = ["INITIALIZED", "mark_initialized", "prepare_tree"]
 
 TREE = (
     # path, mode: as Android's init.rc makes them
@@ -22,9 +17,6 @@ TREE = (
     ("data/media", 0o770),
     ("data/media/0", 0o770),
 )
-
-SHELL_UID = 2000
-"""``AID_SHELL``"""
 
 INITIALIZED = "data/.anbox_initialized"
 """As the original's guest marks that it has booted once with this data."""
@@ -56,23 +48,6 @@ def prepare_tree(root: str) -> bool:
             "give the container a data directory that can be written",
         ) from error
     return not os.path.exists(os.path.join(root, INITIALIZED))
-
-
-def name_shell_user() -> None:
-    """Give Android's user 2000 its name in a root that is an overlay: what is written there is the container's own."""
-    try:
-        pwd.getpwuid(SHELL_UID)
-        return
-    except KeyError:
-        pass
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-            ours = any(line.split()[1:3] == ["/", "overlay"] for line in mounts)
-        if ours:
-            with open("/etc/passwd", "a", encoding="ascii") as passwd:
-                passwd.write(f"shell:x:{SHELL_UID}:{SHELL_UID}:Android's shell:/data/local/tmp:/bin/sh\n")
-    except OSError as error:
-        _log.info("The user {uid} stays without a name: {error}", uid=SHELL_UID, error=error)
 
 
 def mark_initialized(root: str) -> None:

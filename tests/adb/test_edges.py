@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from anbox_tw.adb import _wire as wire
@@ -27,6 +27,7 @@ from anbox_tw.adb.client._errors import failure_for
 from anbox_tw.adb.client.links import server_endpoint
 from anbox_tw.adb.client.server import parse_devices, tcp_device_endpoint
 from anbox_tw.adb.client.streams import ByteStream
+from anbox_tw.adb.daemon.reverse import _ForwardFactory
 from anbox_tw.adb.keys import AdbKey
 from anbox_tw.adb.streams import AdbStream
 from anbox_tw.adb.transport import DeviceTransport, HostTransport, StreamRefused, TransportClosed
@@ -349,3 +350,24 @@ class ParsingTests(SynchronousTestCase):
             ("something else", RemoteFailure),
         ):
             self.assertIs(type(failure_for(text)), kind)
+
+
+class ReverseOrderTests(SynchronousTestCase):
+    def test_the_host_is_asked_in_the_next_turn(self) -> None:
+        # A stream of the same host that has connected here is acknowledged in this turn.
+        asked: list[str] = []
+
+        class Host:
+            is_online = True
+
+            def open_stream(self, name: str) -> Deferred[object]:
+                asked.append(name)
+                return Deferred()
+
+        clock = Clock()
+        factory = _ForwardFactory(clock, Host(), "tcp:1")  # type: ignore[arg-type]
+        transport = StringTransport()
+        factory.buildProtocol(None).makeConnection(transport)
+        self.assertEqual((asked, transport.producerState), ([], "paused"))
+        clock.advance(0)
+        self.assertEqual(asked, ["tcp:1"])
