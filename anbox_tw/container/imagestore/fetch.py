@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import treq
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -37,7 +36,7 @@ from anbox_tw.container.imagestore._wire import (
     is_sha256,
     strong_validator,
 )
-from anbox_tw.errors import AnboxError, ConfigError, ContainerError, HostLacks
+from anbox_tw.errors import ConfigError, ContainerError, HostLacks
 
 __all__ = ["FetchFailed", "FetchOptions", "Fetcher", "Progress", "file_sha256"]
 
@@ -202,8 +201,7 @@ class Fetcher:
         failures = []
         for url in urls:
             try:
-                sha256 = options.sha256 or await self._checksum(agent, url, options)
-                return await self._from_mirror(agent, url, partial, sha256, options, progress)
+                return await self._from_mirror(agent, url, partial, options, progress)
             except _NextMirror as error:
                 failures.append(f"{url}: {error}")
                 self._log.info("{failure}", failure=failures[-1])
@@ -213,39 +211,70 @@ class Fetcher:
     # -- checksums --
 
     async def _checksum(self, agent: Any, url: str, options: FetchOptions) -> str:
+        """What a checksum file beside the file says; empty when there is none and none is needed.
+
+        Raises:
+            _Again: the server does not answer just now.
+            _NextMirror: there is none, or no such file at all.
+        """
         name = url.partition("?")[0].rpartition("/")[2]
         client: Any = HTTPClient(agent)
         for place in checksum_urls(url):
-            try:
-                asking: Deferred[Any] = client.get(place, allow_redirects=False, unbuffered=True)
-                response = await asking.addTimeout(options.timeout, self._reactor)
-                if response.code != 200:
-                    rest = _Body(self._reactor, options.timeout)
-                    response.deliverBody(rest)
-                    rest.abandon()
-                    continue
-                self._check_redirects(place, response.original)
-                text = bytearray()
-
-                def take(data: bytes, text: bytearray = text) -> None:
-                    text += data
-                    if len(text) > MAX_CHECKSUM_BYTES:
-                        raise _NextMirror(f"{place} is too long for checksums")  # noqa: B023
-
-                await treq.collect(response, take).addTimeout(options.timeout, self._reactor)
-            except (_NextMirror, AnboxError):
-                raise
-            except Exception as error:
-                self._log.debug("{place}: {error!r}", place=place, error=error)
-                continue
-            found = find_checksum(bytes(text).decode("utf-8", "replace"), name)
+            text = await self._small(client, place, options)
+            found = find_checksum(text, name)
             if found is not None:
                 return found
-        if options.check:
-            raise _NextMirror(
-                "there is no checksum beside it; give the file's own with --sha256, or take it unchecked with --no-checksum"
-            )
-        return ""
+        if not options.check:
+            return ""
+        response = await self._answer(client.head(url, allow_redirects=False), options)
+        self._judge(response.code, response.phrase)
+        raise _NextMirror(
+            "there is no checksum beside it; give the file's own with --sha256, or take it unchecked with --no-checksum"
+        )
+
+    async def _small(self, client: Any, place: str, options: FetchOptions) -> str:
+        """A checksum file's text; empty when there is none."""
+        response = await self._answer(client.get(place, allow_redirects=False, unbuffered=True), options)
+        body = _Body(self._reactor, options.timeout)
+        text = bytearray()
+        try:
+            self._check_redirects(place, response.original)
+            if response.code != 200:
+                try:
+                    self._judge(response.code, response.phrase)
+                except _NextMirror:
+                    pass
+                response.deliverBody(body)
+                body.abandon()
+                return ""
+        except BaseException:
+            response.deliverBody(body)
+            body.abandon()
+            raise
+
+        async def take(data: bytes) -> None:
+            text.extend(data)
+            if len(text) > MAX_CHECKSUM_BYTES:
+                raise _NextMirror(f"{place} is too long for checksums")
+
+        await body.receive(response, take)
+        return text.decode("utf-8", "replace")
+
+    async def _answer(self, asking: Deferred[Any], options: FetchOptions) -> Any:
+        try:
+            return await _cancellable(asking).addTimeout(options.timeout, self._reactor)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise _Again(_words(error)) from error
+
+    def _judge(self, code: int, phrase: bytes) -> None:
+        """Say what a status other than success means."""
+        words = "".join(c if c.isprintable() else "?" for c in phrase.decode("latin-1"))[:100]
+        if code in (408, 425, 429) or code >= 500:
+            raise _Again(f"the server answers {code} {words}")
+        if code >= 300:
+            raise _NextMirror(f"the server answers {code} {words}")
 
     def _check_redirects(self, url: str, response: Any) -> None:
         """A secure URL that leads to an insecure one is not secure."""
@@ -262,14 +291,16 @@ class Fetcher:
         agent: Any,
         url: str,
         partial: _Partial,
-        sha256: str,
         options: FetchOptions,
         progress: Progress,
     ) -> tuple[Path, str, str]:
+        sha256 = options.sha256 or None
         failures, restarted = 0, False
         while True:
             before = partial.size
             try:
+                if sha256 is None:
+                    sha256 = await self._checksum(agent, url, options)
                 await self._attempt(agent, url, partial, bool(sha256), options, progress)
             except _Again as error:
                 failures = failures + 1 if partial.size <= before else 1
@@ -310,11 +341,7 @@ class Fetcher:
                 headers.addRawHeader(b"if-range", partial.validator.encode("latin-1"))
         else:
             partial.size = 0
-        try:
-            requesting: Deferred[Any] = agent.request(b"GET", url.encode("ascii"), headers)
-            response = await requesting.addTimeout(options.timeout, self._reactor)
-        except Exception as error:
-            raise _Again(_words(error)) from error
+        response = await self._answer(agent.request(b"GET", url.encode("ascii"), headers), options)
         body = _Body(self._reactor, options.timeout)
         try:
             self._check_redirects(url, response)
@@ -369,10 +396,9 @@ class Fetcher:
         elif code in (206, 416):
             partial.forget()
             raise _Again("the server continues at another place, so it begins anew")
-        elif code in (408, 425, 429) or code >= 500:
-            raise _Again(f"the server answers {code} {_phrase(response)}")
         else:
-            raise _NextMirror(f"the server answers {code} {_phrase(response)}")
+            self._judge(code, response.phrase)
+            raise _NextMirror(f"the server answers {code}")
         if (partial.whole or 0) > MAX_BYTES:
             raise _NextMirror(f"it is to have {partial.whole} bytes")
         return True
@@ -493,14 +519,31 @@ class _Body(Protocol):
         self._wake()
 
 
+def _cancellable(deferred: Deferred[Any]) -> Deferred[Any]:
+    """One that fails with CancelledError when it is cancelled, whatever the other one then fails with.
+
+    A connection attempt has errors of its own for that, which would be taken for a reason to try again.
+    """
+    cancelled: list[bool] = []
+
+    def cancel(_: Deferred[Any]) -> None:
+        cancelled.append(True)
+        deferred.cancel()
+
+    mine: Deferred[Any] = Deferred(cancel)
+
+    def forward(result: Any) -> None:
+        if not mine.called:
+            mine.callback(Failure(CancelledError()) if cancelled else result)
+
+    deferred.addBoth(forward)
+    return mine
+
+
 def _header(response: Any, name: bytes) -> bytes | None:
     values = response.headers.getRawHeaders(name)
     value: bytes | None = values[-1] if values else None
     return value
-
-
-def _phrase(response: Any) -> str:
-    return "".join(c if c.isprintable() else "?" for c in response.phrase.decode("latin-1"))[:100]
 
 
 def _plus(size: int, length: Any) -> int | None:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromCertificates
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent, BrowserLikePolicyForHTTPS
+from twisted.web.iweb import IAgent
+from zope.interface import implementer
 
 from anbox_tw.container.diagnosis import DiagnosedError
 from anbox_tw.container.imagestore import Fetcher, FetchOptions, ImageStore, Installer, Version
@@ -92,6 +95,25 @@ class GoodTests(FetchCase):
         self.assertIn("--sha256", words)
         await self.fetch(self.server.url("c.img"), check=False)
         self.assertRaises(ConfigError, FetchOptions, sha256="abc")
+
+    async def test_a_server_that_is_not_there_yet(self) -> None:
+        served = self.server.put_image("android.img", self.image)
+        sums = self.server.root.children[b"android.img.sha256"]
+        sums.faults = [status(503), cut(3)]
+        await self.fetch(self.server.url("android.img"))
+        self.assertEqual((len(sums.asked), len(served.asked)), (3, 1))
+        # without the file, it is the file that is missed and not its checksum
+        words = await self.fails(FetchFailed, self.server.url("none.img"))
+        self.assertIn("404", words)
+        url = self.server.url("android.img")
+        await self.server.stop()
+        words = await self.fails(FetchFailed, url, retries=2)
+        self.assertIn("gave up after 3 attempts", words)
+
+    async def test_checksums_without_end(self) -> None:
+        self.server.put("android.img", self.image)
+        self.server.put("android.img.sha256", b"0" * 2_000_000)
+        self.assertIn("too long", await self.fails(FetchFailed, self.server.url("android.img")))
 
     async def test_a_new_version_and_back(self) -> None:
         served = self.server.put_image("android.img", self.image)
@@ -265,6 +287,25 @@ class FaultTests(FetchCase):
         self.assertEqual(self.store.names(), [])
         await self.fetch(self.server.url("android.img"))
         self.assertEqual(served.asked, [None, "bytes=100000-"])
+
+    async def test_cancelled_while_it_connects(self) -> None:
+        asked = []
+
+        @implementer(IAgent)
+        class Stuck:
+            def request(self, *arguments: Any) -> Deferred[Any]:
+                asked.append(arguments)
+                return Deferred(lambda deferred: deferred.errback(ConnectingCancelledError(None)))
+
+        fetching = ensureDeferred(self.fetch("http://h/a.img", sha256="0" * 64, agent=Stuck()))
+        fetching.cancel()
+        with self.assertRaises(CancelledError):
+            await fetching
+        self.assertEqual(len(asked), 1)
+        slow = ensureDeferred(self.fetch("http://h/a.img", timeout=0.05, retries=1, agent=Stuck()))
+        with self.assertRaises(FetchFailed):
+            await slow
+        self.assertEqual(len(asked), 3)
 
     async def test_no_room_for_it(self) -> None:
         served = self.server.put_image("android.img", self.image)
