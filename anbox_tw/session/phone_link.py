@@ -66,6 +66,10 @@ class PhoneLink:
         """Whether the number is another session's, which itself says when it rings and is answered."""
         return self._port(number) != 0
 
+    def start(self) -> None:
+        """Tell the others from now on."""
+        self._stopped = False
+
     def stop(self) -> Deferred[None]:
         """Tell nobody any more; fires when what was being told is told, or given up after a few seconds."""
         self._stopped = True

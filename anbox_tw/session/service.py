@@ -387,6 +387,8 @@ class SessionService(Service):
             raise
         if self.console is not None:
             self.console.ensure_token()
+        if self.phone_link is not None:
+            self.phone_link.start()
         super().startService()
         self.started_at = time.time()
         if self.dbus is not None:

@@ -94,6 +94,10 @@ class LinkTests(TestCase):
         await self.both("active", "active")
         await self.one.stopService()
         await until(lambda: not states(self.two), 30)
+        self.one.startService()
+        self.first = self.one.device.phone.state.number
+        self.one.device.calls.dial(self.second)
+        await self.both("alerting", "incoming")
 
     async def test_messages(self) -> None:
         text = "über den Draht € " * 20
