@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from twisted.internet.defer import ensureDeferred
 
+from anbox_tw.cli._again import start_again
+from anbox_tw.cli._control import open_control
 from anbox_tw.cli._instance import Instance, instance_options
-from anbox_tw.cli._session import ask, json_option, print_json, print_table, with_session
+from anbox_tw.cli._run import run
+from anbox_tw.cli._session import ask, json_option, print_json, print_table
 from anbox_tw.cli.wait import wait_for
+from anbox_tw.errors import NotRunning
 from anbox_tw.session.client import SessionClient
 from anbox_tw.session.windows import STACKS
 
@@ -50,6 +55,11 @@ BOOT_TIMEOUT_S = 60.0
     help="Seconds to wait for a guest that has not booted yet; then the exit code is 4.",
 )
 @click.option(
+    "--start",
+    is_flag=True,
+    help="When the instance does not run, start it first, as 'anbox up' did the last time; launchers do so.",
+)
+@click.option(
     "--use-system-dbus", is_flag=True, hidden=True, help="Taken as in the original; D-Bus is not used."
 )
 @click.argument("target", required=False, metavar="[PACKAGE[/COMPONENT]]")
@@ -65,6 +75,7 @@ def launch(
     stack: str,
     bounds: str | None,
     timeout: float,
+    start: bool,
     use_system_dbus: bool,
     target: str | None,
 ) -> None:
@@ -87,21 +98,32 @@ def launch(
     rect = _rect(bounds) if bounds else None
     where = Instance.locate(instance, runtime_dir)
 
-    async def work(reactor: Any, client: SessionClient) -> None:
-        if not (await client.info())["booted"]:
-            await wait_for(reactor, where, "booted", timeout)
-        await client.launch(
-            package=package,
-            component=component,
-            action=action,
-            uri=uri,
-            type=kind,
-            categories=categories,
-            stack=STACKS[stack],
-            bounds=rect,
-        )
+    async def work(reactor: Any) -> None:
+        try:
+            link = await open_control(reactor, where)
+        except NotRunning:
+            if not start:
+                raise
+            await start_again(reactor, where, timeout)
+            link = await open_control(reactor, where)
+        try:
+            client = SessionClient(link.channel)
+            if not (await client.info())["booted"]:
+                await wait_for(reactor, where, "booted", timeout)
+            await client.launch(
+                package=package,
+                component=component,
+                action=action,
+                uri=uri,
+                type=kind,
+                categories=categories,
+                stack=STACKS[stack],
+                bounds=rect,
+            )
+        finally:
+            await link.close()
 
-    with_session(instance, runtime_dir, work)
+    run(lambda reactor: ensureDeferred(work(reactor)))
 
 
 def _rect(text: str) -> tuple[int, int, int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import click
 from twisted.internet.defer import CancelledError, Deferred
 
+from anbox_tw.cli._again import IN_FRONT, remember, start_in_background
 from anbox_tw.cli._child import Child, twistd_command
 from anbox_tw.cli._control import open_control
 from anbox_tw.cli._instance import Instance, instance_options
@@ -48,6 +48,7 @@ CONTROL_TIMEOUT_S = 60.0
 
 FOLLOW_AGAIN_S = 0.2
 OUTPUT_LINES = 20
+OUTPUT_LINES_DETACHED = 40
 
 BOOT_TIMEOUT_S = 120.0
 """How long a detached ``up`` waits for the guest's boot unless told otherwise."""
@@ -236,7 +237,7 @@ def up(
         dbus,
         _hardware_options(cameras, disabled_sensors, allowed, renderer),
     )
-    if detach:
+    if detach and os.environ.pop(IN_FRONT, None) is None:
         return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))
     return run(lambda reactor: _Up(reactor, where, wanted, verbose=verbose).main(), patient=True)
 
@@ -271,23 +272,11 @@ def _hardware_options(
 
 async def _detached(reactor: Any, where: Instance, data_path: str | None, seconds: float) -> int:
     """Start ``anbox up`` as a process of its own and wait until the guest has booted."""
-    from anbox_tw.cli.wait import wait_for
-
     where.take().release()  # raises AlreadyRunning with all its words
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("-d", "--detach")]
-    child = Child(
-        reactor, "up", [sys.executable, "-m", "anbox_tw.cli", *arguments], where.log_dir(data_path) / "up.log"
-    )
-    child.start(leash=False)
-    try:
-        place, _ = await first_of(
-            child.when_ended(), Deferred.fromCoroutine(wait_for(reactor, where, "booted", seconds))
-        )
-    except BaseException:
-        child.signal(signal.SIGTERM)
-        raise
-    if place == 0:
-        for line in child.output(40):
+    log = where.log_dir(data_path) / "up.log"
+    child = await start_in_background(reactor, where, sys.argv[1:], log, seconds)
+    if child is not None:
+        for line in child.output(OUTPUT_LINES_DETACHED):
             click.echo(line, err=True)
         return child.exit_code or ExitCode.FAILED
     click.echo(f"instance '{where.name}' has booted; stop it with 'anbox down{where.option}'")
@@ -323,6 +312,7 @@ class _Up:
     async def main(self) -> int:
         """Run until a signal, ``anbox down``, or a failure that only the user can mend."""
         lock = self._where.take(self._wanted.data_path)
+        remember(self._where)
         self._began = self._reactor.seconds()
         try:
             return await self._run()

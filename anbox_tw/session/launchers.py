@@ -168,7 +168,7 @@ def launchers_of(settings: SessionSettings) -> LauncherDirectory | None:
     if not settings.launchers:
         return None
     paths = settings.paths
-    program = [*anbox_program(), "launch", f"--instance={paths.instance}"]
+    program = [*anbox_program(), "launch", "--start", f"--instance={paths.instance}"]
     if paths.runtime_dir != f"/run/user/{os.geteuid()}":
         # A desktop may run the launcher with another idea of where sockets live.
         program.append(f"--runtime-dir={paths.runtime_dir}")

@@ -116,6 +116,15 @@ class ProcessTests(DesktopCase):
         eventually(lambda: not entry.exists() and not icon.exists(), "the launcher has gone with it")
         self.say("down")
         self.assertEqual(self.box.leftovers(), [])
+        # A click when nothing runs: the instance comes back as it was started, with the same data.
+        notes = (self.launchers / "anbox-org-example-notes.desktop").read_text()
+        (line,) = [line for line in notes.splitlines() if line.startswith("Exec=")]
+        ran = self.box.run(shlex.split(line.removeprefix("Exec=")))
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertIn("starting it", ran.stderr)
+        self.assertEqual([task["package"] for task in self.listed("tasks", "list")], ["org.example.notes"])
+        self.say("down")
+        self.assertEqual(self.box.leftovers(), [])
         self.assertTrue((self.launchers / "anbox-org-example-notes.desktop").exists())
 
 

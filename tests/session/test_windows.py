@@ -168,5 +168,5 @@ class WindowTests(SessionCase):
         with open(f"{self.runtime}/launchers/anbox-org-a.desktop") as file:
             text = file.read()
         self.assertIn(
-            f"launch --instance=default --runtime-dir={self.runtime} --action=m --package=org.a", text
+            f"launch --start --instance=default --runtime-dir={self.runtime} --action=m --package=org.a", text
         )
