@@ -314,9 +314,9 @@ class DBusService(Service):
         if change.kind == "state":
             self._note(DEVICE, change.part)
         elif change.part == "sensors" and change.kind == "sensor":
-            self._note(
-                SENSORS_INTERFACE, next(title for title, name in SENSOR_NAMES.items() if name == change.value)
-            )
+            for title, name in SENSOR_NAMES.items():
+                if name == change.value:
+                    self._note(SENSORS_INTERFACE, title)
 
     def _session_changed(self, kind: str, name: str, detail: str) -> None:
         if kind == "level" and name == "booted":
