@@ -18,12 +18,12 @@ from typing import Any
 
 import attrs
 
-from benchmarks import forwards, report, rpc, soak
+from benchmarks import adb, forwards, report, rpc, soak
 from benchmarks.relays import FULL, MEASURES, QUICK, Bench, Scale
 
 # of the machine, before ours: figures from a busy one are worth less
 LOAD_BEFORE = os.getloadavg()[0]
-PARTS = ("relays", "forwards", "rpc", "soak")
+PARTS = ("relays", "forwards", "rpc", "adb", "soak")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -104,7 +104,9 @@ def main() -> None:
     if arguments.mib:
         scale = attrs.evolve(scale, bytes=arguments.mib << 20)
     some = bool(arguments.only or arguments.measure)
-    parts = arguments.part or (["relays"] if some else ["relays", "forwards", "rpc"])
+    parts = arguments.part or (
+        ["relays"] if some else ["relays", "forwards", "rpc", *([] if arguments.quick else ["adb"])]
+    )
     machine = host()
     document: dict[str, Any] = {
         "host": machine,
@@ -127,8 +129,11 @@ def main() -> None:
             run["rounds"] = 1
             document[part] = soak.soak(int(arguments.gib * 2**30), "anbox-tw", say)
         elif importlib.util.find_spec("adbutils") is None:
-            say("forwards are left out: adbutils, which carries adb 36, is not installed")
+            say(f"{part}: left out: adbutils, which carries adb 36, is not installed")
             continue
+        elif part == "adb":
+            run["rounds"] = rounds = min(scale.rounds, 5)
+            document[part] = adb.run(rounds, 256 if arguments.quick else 1024, say)
         else:
             run["rounds"] = rounds = max(1, scale.rounds // 2)
             document[part] = forwards.run(attrs.evolve(scale, rounds=rounds), say)

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from benchmarks import forwards, rpc
+from benchmarks import adb, forwards, rpc
 from benchmarks.plot import plot
 from benchmarks.relays import MEASURES, Measure, medians
 
@@ -140,6 +140,23 @@ def marks(document: dict[str, Any]) -> list[Mark]:
         except (KeyError, TypeError):
             ratio = None
         found.append(Mark(f"RPC to grpcio: calls per second, {outstanding} outstanding", ratio, bound, True))
+    return [*found, *_adb_marks(document.get("adb"))]
+
+
+def _adb_marks(results: dict[str, Any] | None) -> list[Mark]:
+    """AOSP's adbd under the same client and server was measured elsewhere, on two CPUs: those are figures, not ratios."""
+    found = []
+    for key, what, bound, more in (
+        ("push", "adb 36 on our adbd: push of 1 GiB, MB/s; AOSP's adbd 1100 to 1200", 1100, True),
+        ("pull", "the same, pull, MB/s; AOSP's adbd 1000 to 1100", 1000, True),
+        ("push_files", "the same, push of 2000 files of 1 KiB, s", 0.15, False),
+        ("shell", "the same, shell true, ms", 3.9, False),
+    ):
+        try:
+            value = float(results["contestants"][adb.BASE][key]["median"])  # type: ignore[index]  # None is a TypeError too
+        except (KeyError, TypeError):
+            continue
+        found.append(Mark(what, value, bound, more))
     return found
 
 
@@ -181,6 +198,9 @@ def text(document: dict[str, Any]) -> str:
         parts.append(table(document["forwards"], forwards.MEASURES, forwards.ADB_FORWARD, "way to a guest"))
     if document.get("rpc"):
         parts.append(rpc.table(document["rpc"]))
+    if document.get("adb"):
+        parts.append(table(document["adb"]["contestants"], adb.MEASURES, adb.BASE, "all against our adbd"))
+        parts.append(adb.split_table(document["adb"]))
     if document.get("soak"):
         one = document["soak"]
         parts.append(

@@ -97,6 +97,8 @@ class ByteStream(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Keep what comes."""
+        if self._io is not None:
+            self._io.acknowledge()
         self._chunks.append(data)
         self._size += len(data)
         if self._size > HIGH_WATER and not self._paused:
