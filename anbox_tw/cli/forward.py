@@ -49,8 +49,7 @@ def forward(
 
     \b
     LISTEN  tcp:PORT, tcp:ADDRESS:PORT, unix:PATH, udp:PORT, udp:ADDRESS:PORT
-    TARGET  tcp:PORT, tcp:ADDRESS:PORT, udp:..., localabstract:NAME,
-            localfilesystem:PATH, localreserved:NAME
+    TARGET  tcp:PORT, tcp:ADDRESS:PORT, udp:..., localabstract:NAME, localfilesystem:PATH, localreserved:NAME
 
     Without an address it is loopback, here and in the guest. tcp:0 takes a free port and prints it. What listens is
     open at once, whether the guest's service is there or not: its absence shows as a reset connection.
