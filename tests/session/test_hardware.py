@@ -170,7 +170,9 @@ class HardwareTests(HardwareCase):
         await self.begin()
         events: list[tuple[str, str]] = []
         self.session.observe(
-            lambda kind, name, detail: events.append((name, detail)) if kind == "device" else None
+            lambda kind, name, detail: (
+                events.append((name, detail)) if name.startswith(("display.", "fingerprint.")) else None
+            )
         )
         finger = await self.pipe("qemud:fingerprintlisten")
         finger.write(encode_frame(b"listen"))
