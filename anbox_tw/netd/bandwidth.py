@@ -77,6 +77,7 @@ class BandwidthController:
     @restoring
     async def enable(self) -> bool:
         """Start from nothing: no quotas, no alerts, no uids."""
+        await self._table.check()
         self._state = _State(tethered_alert=self._state.tethered_alert)
         await self._commit()
         return True

@@ -70,6 +70,7 @@ class IdletimerController:
 
     async def reset(self) -> None:
         """Forget all timers (``enable`` and ``disable`` both do that)."""
+        await self._table.check()
         self.stop()
         await self._table.change(self._edit)
 

@@ -203,6 +203,20 @@ class NftTable:
         finally:
             self._lock.release()
 
+    async def check(self) -> None:
+        """See that the table could be made, and make nothing: what is asked for later is then not refused for a reason
+        that is known now (no nftables in the kernel, no right to it).
+
+        Raises:
+            KernelRefused: it could not.
+        """
+        if self._dry_run is not None or self._made:
+            return
+        text = json.dumps({"nftables": [{"add": {"table": {"family": "inet", "name": self.name}}}]})
+        done = await run_tool(self._reactor, ["nft", "-c", "-j", "-f", "-"], stdin=text)
+        if done.exit_code != 0:
+            raise KernelRefused(errno_in(done.error), "nftables", done.error.strip()[:200])
+
     async def _apply(self, commands: list[Json], wish: Ruleset) -> None:
         if self._dry_run is None:
             self._journal.note_table(f"inet {self.name}", made=True)

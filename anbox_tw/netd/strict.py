@@ -59,6 +59,7 @@ class StrictController:
     @restoring
     async def enable(self, enabled: bool) -> bool:
         """Begin with no policies, or take all away."""
+        await self._table.check()
         self._state = _State(enabled)
         await self._table.change(self._edit)
         return True

@@ -170,6 +170,10 @@ class SomebodyElseTests(DaemonTestCase):
             await self.expect("firewall enable whitelist", "400 Firewall command failed")
             await self.expect("bandwidth setiquota v0 100", "400 Bandwidth command failed")
             await self.expect("idletimer add v0 1 1", "400 Failed to add interface")
+            await self.expect("bandwidth enable", "400 Bandwidth command failed")
+            await self.expect("strict enable", "400 Strict command failed")
+            # the original's text
+            await self.expect("idletimer enable", "500 Missing argument")
             await self.expect("interface setcfg lo up", "200 Interface configuration set")
             patched.restore()
         self.assertEqual(self.ns.nft(), [])
