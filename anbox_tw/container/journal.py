@@ -37,6 +37,7 @@ from twisted.python.failure import Failure
 from anbox_tw.container.commands import Commands
 from anbox_tw.container.diagnosis import DiagnosedError, Diagnosis
 from anbox_tw.errors import AlreadyRunning
+from anbox_tw.network.credentials import process_lives
 
 __all__ = [
     "Entry",
@@ -46,7 +47,6 @@ __all__ = [
     "UndoFailure",
     "UndoKind",
     "UndoKinds",
-    "process_lives",
 ]
 
 VERSION = 1
@@ -179,15 +179,6 @@ class UndoFailed(DiagnosedError):
         )
 
 
-def process_lives(proc: str, pid: int) -> bool:
-    """Whether there is such a process, and it is not a zombie; ``proc`` is where procfs is."""
-    try:
-        with open(f"{proc}/{pid}/stat", "rb") as file:
-            return file.read(4096).rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
-    except OSError:
-        return False
-
-
 class Journal:
     """The undo journal of one instance.
 
@@ -277,7 +268,7 @@ class Journal:
                 break
             except BlockingIOError:
                 pid = self._holder_pid(descriptor)
-                alive = pid == 0 or process_lives(self.context.proc, pid)
+                alive = pid == 0 or process_lives(pid, self.context.proc)
                 if not alive and time.monotonic() < deadline:
                     time.sleep(ORPHAN_POLL_S)
                     continue

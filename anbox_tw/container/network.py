@@ -40,7 +40,6 @@ from anbox_tw.container.journal import (
     Journal,
     UndoContext,
     UndoKind,
-    process_lives,
 )
 from anbox_tw.container.spec import NetworkSpec
 from anbox_tw.errors import AnboxError
@@ -50,6 +49,7 @@ from anbox_tw.netd.errors import KernelRefused
 from anbox_tw.netd.forwarding import ForwardingClaims
 from anbox_tw.netd.kernel_journal import KernelJournal
 from anbox_tw.netd.namespace import NetworkNamespace
+from anbox_tw.network.credentials import process_lives
 
 __all__ = ["NETWORK_KIND", "ContainerNetwork", "Lease", "host_name_servers"]
 
@@ -190,7 +190,7 @@ def _is_free(descriptor: int, pid: Any, proc: str) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            alive = not isinstance(pid, int) or process_lives(proc, pid)
+            alive = not isinstance(pid, int) or process_lives(pid, proc)
             if alive or time.monotonic() >= deadline:
                 return False
             # a child of one that was killed, which has not become its tool yet; see `Journal`

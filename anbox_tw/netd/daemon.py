@@ -34,7 +34,6 @@ from anbox_tw.netd._events import Broadcast
 from anbox_tw.netd.commands import register_all
 from anbox_tw.netd.controllers import DEFAULT_ANDROID, Controllers
 from anbox_tw.netd.dnsproxy import DnsProxy, DnsProxyListener
-from anbox_tw.netd.forwarding import process_lives
 from anbox_tw.netd.fwmarkd import FwmarkListener
 from anbox_tw.netd.kernel_journal import SUFFIX as JOURNAL_SUFFIX
 from anbox_tw.netd.kernel_journal import KernelJournal
@@ -45,7 +44,7 @@ from anbox_tw.netd.namespace import NetworkNamespace
 from anbox_tw.netd.nft import DEFAULT_TABLE
 from anbox_tw.network import Connections, EndpointListener, UnixListener
 from anbox_tw.network.adopted import AdoptedUnixEndpoint
-from anbox_tw.network.credentials import Credentials, peer_credentials
+from anbox_tw.network.credentials import Credentials, peer_credentials, process_lives
 
 __all__ = [
     "DEFAULT_SOCKET_DIR",

@@ -15,8 +15,9 @@ from typing import Final
 from twisted.logger import Logger
 
 from anbox_tw.netd.namespace import NetworkNamespace
+from anbox_tw.network.credentials import process_lives
 
-__all__ = ["FORWARD4", "FORWARD6", "ForwardingClaims", "process_lives"]
+__all__ = ["FORWARD4", "FORWARD6", "ForwardingClaims"]
 
 FORWARD4: Final = "/proc/sys/net/ipv4/ip_forward"
 FORWARD6: Final = "/proc/sys/net/ipv6/conf/all/forwarding"
@@ -106,12 +107,3 @@ def _counts(name: str) -> bool:
 
 def _pid_namespace() -> str:
     return os.readlink("/proc/self/ns/pid").strip("pid:[]")
-
-
-def process_lives(pid: int) -> bool:
-    """Whether there is such a process in our pid namespace, and it is no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read(4096).rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
-    except OSError:
-        return False

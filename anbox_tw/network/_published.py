@@ -24,7 +24,7 @@ import time
 from typing import Final
 
 from anbox_tw.errors import AlreadyRunning, ConfigError, NetworkError, PermissionRefused
-from anbox_tw.network.credentials import describe_process, peer_credentials
+from anbox_tw.network.credentials import describe_process, peer_credentials, process_lives
 
 __all__ = ["MAX_PATH_BYTES", "PublishedSocket", "check_path", "holder_of", "is_held"]
 
@@ -187,10 +187,13 @@ def _clear(path: str) -> None:
     if not stat.S_ISSOCK(status.st_mode):
         raise ConfigError(f"{path} exists and is not a socket", "move it away, or choose another path")
     if is_held(path):
-        raise AlreadyRunning(
-            f"already running, {describe_process(holder_of(path))}: it holds {path}",
-            "stop it first, or choose another instance or path",
-        )
+        pid = holder_of(path)
+        # who began to listen may be dead, and a child of it that has not become its tool yet still hold the socket
+        if not pid or process_lives(pid):
+            raise AlreadyRunning(
+                f"already running, {describe_process(pid)}: it holds {path}",
+                "stop it first, or choose another instance or path",
+            )
     os.unlink(path)
 
 

@@ -10,7 +10,14 @@ from attrs import frozen
 
 from anbox_tw.errors import NetworkError
 
-__all__ = ["Credentials", "describe_process", "peer_credentials", "peer_groups", "process_command"]
+__all__ = [
+    "Credentials",
+    "describe_process",
+    "peer_credentials",
+    "peer_groups",
+    "process_command",
+    "process_lives",
+]
 
 _UCRED: Final = struct.Struct("3i")
 # asm-generic/socket.h; Python has no name for it
@@ -108,3 +115,12 @@ def describe_process(pid: int) -> str:
     return (
         f"pid {pid}, command {process_command(pid)}" if pid > 0 else "a process that is not visible from here"
     )
+
+
+def process_lives(pid: int, proc: str = "/proc") -> bool:
+    """Whether there is such a process in our pid namespace, and it is no zombie; ``proc`` is where procfs is."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            return file.read(4096).rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
+    except OSError:
+        return False

@@ -81,6 +81,20 @@ class PublishTests(NetworkTestCase):
         self.assertEqual(process.stdout.readline(), b"ready\n")
         return process
 
+    def test_what_an_orphan_of_a_killed_owner_holds_is_stale(self) -> None:
+        """A child between fork and exec has what its parent had, for a moment; who began to listen is dead."""
+        script = (
+            "import os, socket, subprocess, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(1);"
+            "p = subprocess.Popen(['sleep', '60'], pass_fds=[s.fileno()], stdout=subprocess.DEVNULL);"
+            "print(p.pid, flush=True); os._exit(0)"
+        )
+        done = subprocess.run([sys.executable, "-c", script, self.path()], stdout=subprocess.PIPE, check=True)
+        self.addCleanup(os.kill, int(done.stdout), signal.SIGKILL)
+        self.assertTrue(is_held(self.path()))
+        published = PublishedSocket.publish(self.path())
+        self.addCleanup(published.withdraw)
+        self.assertEqual(published.path, self.path())
+
     def test_leaves_only_the_socket(self) -> None:
         published = self.publish()
         self.assertEqual(os.listdir(self.directory), ["socket"])
