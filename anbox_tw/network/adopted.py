@@ -59,7 +59,7 @@ def systemd_endpoint(
         environ: where systemd's variables are; by default our initial environment.
 
     Returns:
-        None when it is another kind of endpoint, or there is no such descriptor: Twisted then says what is wrong.
+        The endpoint; None when it is another kind, or there is no such descriptor. Twisted then says what is wrong.
     """
     kind, *parts = description.split(":")
     words = dict(part.partition("=")[::2] for part in parts)
