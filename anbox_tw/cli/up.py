@@ -71,11 +71,13 @@ class Wanted:
     touch_emulation: bool = True
     dbus: str | None = None
     hardware: tuple[str, ...] = ()
+    host_loopback: bool = False
 
     def manager_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-container``."""
         options = ["--socket", str(where.manager), "--runtime-dir", str(where.paths.runtime_dir)]
-        return [*options, "--netd-socket-dir", where.paths.netd, "--backend", self.backend]
+        options += ["--netd-socket-dir", where.paths.netd, "--backend", self.backend]
+        return [*options, *["--host-loopback"] * self.host_loopback]
 
     def session_options(self, where: Instance) -> list[str]:
         """Options of ``twistd anbox-session``."""
@@ -171,6 +173,11 @@ class Wanted:
     help="What the guest may connect to on the host: tcp:PORT, tcp:HOST:PORT, unix:PATH.  [default: nothing]",
 )
 @click.option(
+    "--host-loopback",
+    is_flag=True,
+    help="10.0.2.2 leads the guest to what listens on the host's 127.0.0.1, as in the emulator.",
+)
+@click.option(
     "--renderer", metavar="ENDPOINT", help="What draws for the guest's opengles.  [default: nothing]"
 )
 @click.option("-d", "--detach", is_flag=True, help="Return when the guest has booted; the instance goes on.")
@@ -200,6 +207,7 @@ def up(
     cameras: tuple[str, ...],
     disabled_sensors: str | None,
     allowed: tuple[str, ...],
+    host_loopback: bool,
     renderer: str | None,
     detach: bool,
     timeout: float,
@@ -236,6 +244,7 @@ def up(
         touch_emulation,
         dbus,
         _hardware_options(cameras, disabled_sensors, allowed, renderer),
+        host_loopback,
     )
     if detach and os.environ.pop(IN_FRONT, None) is None:
         return run(lambda reactor: _detached(reactor, where, wanted.data_path, timeout))

@@ -580,7 +580,7 @@ class ContainerManager:
         if not request.network:
             network = NetworkSpec(mode="none")
         elif name != DEFAULT_INSTANCE:
-            network = NetworkSpec(mode=network.mode, dns=network.dns)
+            network = NetworkSpec(mode=network.mode, dns=network.dns, host_loopback=network.host_loopback)
         spec = ContainerSpec(
             instance=name,
             backend=backend,

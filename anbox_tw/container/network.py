@@ -23,7 +23,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ from anbox_tw.container.journal import (
 )
 from anbox_tw.container.spec import NetworkSpec
 from anbox_tw.errors import AnboxError
-from anbox_tw.netd.bridge import Bridge
+from anbox_tw.netd.bridge import Alias, Bridge
 from anbox_tw.netd.children import Completed as NftCompleted
 from anbox_tw.netd.errors import KernelRefused
 from anbox_tw.netd.forwarding import ForwardingClaims
@@ -78,6 +78,7 @@ class Lease:
         gateway: the bridge's address.
         dns: name servers for the container.
         notes: what does not work as one would expect.
+        resolver: the host's own name server on its loopback, where ``dns`` is the bridge and leads there; else empty.
     """
 
     bridge: str
@@ -85,6 +86,7 @@ class Lease:
     gateway: ipaddress.IPv4Address
     dns: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    resolver: str = ""
 
 
 def host_name_servers(paths: tuple[str, ...] = RESOLV_CONFS) -> tuple[str, ...]:
@@ -98,6 +100,33 @@ def host_name_servers(paths: tuple[str, ...] = RESOLV_CONFS) -> tuple[str, ...]:
         if found:
             return found
     return plan.FALLBACK_DNS
+
+
+def host_resolver(paths: tuple[str, ...] = RESOLV_CONFS[:1]) -> str:
+    """The name server on the host's own loopback that the host asks, or an empty string."""
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return plan.loopback_name_server(file.read(MAX_STATE_BYTES))
+        except OSError:
+            continue
+    return ""
+
+
+def _aliases(state: Mapping[str, Any], leases: Iterable[Mapping[str, Any]]) -> tuple[Alias, ...]:
+    """The ways to the host's loopback that the containers have."""
+    gateway = ipaddress.IPv4Address(state["gateway"])
+    found: list[Alias] = []
+    for lease in leases:
+        address, resolver = str(lease.get("address")), str(lease.get("resolver") or "")
+        if not _is_address(address):
+            continue
+        source = ipaddress.IPv4Address(address)
+        if lease.get("host_loopback"):
+            found.append(Alias(plan.HOST_ALIAS, source=source))
+        if _is_address(resolver):
+            found.append(Alias(gateway, ipaddress.IPv4Address(resolver), source, plan.DNS_PORT))
+    return tuple(found)
 
 
 def _namespace(proc: str) -> str:
@@ -324,9 +353,18 @@ class ContainerNetwork:
                 state = await self._plan(wanted, context)
             locked.write(state)
             lease, notes = self._choose(state, wanted, [str(each.get("address")) for each in leases.values()])
-            locked.take(key, {"address": str(lease.address.ip), "pid": os.getpid(), "state": state})
+            written = {
+                "address": str(lease.address.ip),
+                "pid": os.getpid(),
+                "state": state,
+                "host_loopback": wanted.host_loopback,
+                "resolver": lease.resolver,
+            }
+            locked.take(key, written)
             claims = _claims[directory, key] = ForwardingClaims()
-            notes += await self._make(state, locked, context, claims)
+            notes += await self._make(
+                state, locked, context, claims, _aliases(state, [*leases.values(), written])
+            )
         finally:
             locked.release()
         return attrs.evolve(lease, notes=tuple(notes))
@@ -377,16 +415,27 @@ class ContainerNetwork:
             )
         if subnet != plan.DEFAULT_SUBNET and not wanted.address:
             notes.append(f"the subnet is {subnet}: the usual {plan.DEFAULT_SUBNET} is not free on this host")
-        dns = wanted.dns or host_name_servers(self.resolv_confs)
-        return Lease(self.bridge, address, gateway, dns), notes
+        dns, resolver = wanted.dns or host_name_servers(self.resolv_confs), ""
+        if not wanted.dns and dns == plan.FALLBACK_DNS:
+            resolver = host_resolver(self.resolv_confs[:1])
+            if resolver:
+                # It answers on the host's loopback only: the bridge's address leads there.
+                dns = (str(bridge_address),)
+        return Lease(self.bridge, address, gateway, dns, resolver=resolver), notes
 
     # -- making --
 
     async def _make(
-        self, state: Mapping[str, Any], locked: _Locked, context: UndoContext, claims: ForwardingClaims
+        self,
+        state: Mapping[str, Any],
+        locked: _Locked,
+        context: UndoContext,
+        claims: ForwardingClaims,
+        aliases: tuple[Alias, ...],
     ) -> list[str]:
         """Make what is not there; each step may be repeated."""
         bridge = _bridge_of(state, locked, context, claims)
+        bridge.aliases = aliases
         try:
             with _diagnosed(f"the bridge {bridge.name} could not be made"):
                 if state["created"]:
@@ -394,6 +443,8 @@ class ContainerNetwork:
                 bridge.forward()
             try:
                 await bridge.make_table()
+                if bridge.aliases:
+                    bridge.open_loopback()
             except KernelRefused as error:
                 # Host and containers reach each other without it.
                 return [f"containers do not reach beyond the host, for nft failed: {error.cause}"]

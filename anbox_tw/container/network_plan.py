@@ -33,6 +33,10 @@ FALLBACK_DNS = ("8.8.8.8",)
 SHORTEST_ROUTE = 8
 """A route to more than a /8 is a default route in disguise, as VPN clients set two of /1."""
 
+HOST_ALIAS = ipaddress.IPv4Address("10.0.2.2")
+"""The host's 127.0.0.1 as the emulator's guests know it."""
+
+DNS_PORT = 53
 MAX_NAME_SERVERS = 3  # resolv.conf(5), MAXNS
 
 CANDIDATES = (
@@ -149,6 +153,20 @@ def parse_resolv_conf(text: str) -> tuple[str, ...]:
         if str(address) not in found:
             found.append(str(address))
     return tuple(found[:MAX_NAME_SERVERS])
+
+
+def loopback_name_server(text: str) -> str:
+    """The first name server of a resolv.conf(5) that is on the host's own loopback, or an empty string."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                address = ipaddress.IPv4Address(words[1])
+            except ValueError:
+                continue
+            if address.is_loopback:
+                return str(address)
+    return ""
 
 
 def nft_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> dict[str, Any]:

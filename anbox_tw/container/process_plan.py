@@ -74,8 +74,9 @@ HOST_ONLY_DIRECTORIES = (
     ("var/tmp", 0o1777),
 )
 SLIRP_NAME_SERVER = "10.0.2.3"  # slirp4netns's own, which asks the host's
-SLIRP_OPTIONS = ("--configure", "--mtu=65520", "--disable-host-loopback")
-"""The guest reaches the network but not what listens on the host's loopback only."""
+SLIRP_OPTIONS = ("--configure", "--mtu=65520")
+SLIRP_NO_LOOPBACK = "--disable-host-loopback"
+"""The guest reaches the network but not what listens on the host's loopback only, unless that is asked for."""
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -264,7 +265,7 @@ def make_plan(
         "hostname": spec.instance.replace("_", "-"),
         "isolation": isolation,
         "own_network": spec.network.mode != "host",
-        "slirp": [slirp, *SLIRP_OPTIONS] if slirp is not None and spec.network.mode == "auto" else None,
+        "slirp": _slirp_command(spec, slirp),
         "uid": uid,
         "gid": gid,
         "id_maps": _id_maps(uid, gid, as_root=as_root),
@@ -316,6 +317,12 @@ def trial_plan(python: PythonFacts, root_entries: Sequence[RootEntry], uid: int,
         "owner_is_launcher": True,
         "trial": True,
     }
+
+
+def _slirp_command(spec: ContainerSpec, slirp: str | None) -> list[str] | None:
+    if slirp is None or spec.network.mode != "auto":
+        return None
+    return [slirp, *SLIRP_OPTIONS, *([] if spec.network.host_loopback else [SLIRP_NO_LOOPBACK])]
 
 
 def _id_maps(uid: int, gid: int, *, as_root: bool) -> list[tuple[str, str]]:

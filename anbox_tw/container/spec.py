@@ -177,12 +177,14 @@ class NetworkSpec:
         address: the container's IPv4 address with prefix length; ``None`` lets the backend choose.
         gateway: IPv4 address of the gateway; ``None`` lets the backend choose.
         dns: IPv4 addresses of the name servers; empty lets the backend choose.
+        host_loopback: ``10.0.2.2`` leads the container to what listens on the host's ``127.0.0.1``, as in the emulator.
     """
 
     mode: str = attrs.field(default="auto", converter=_network_mode)
     address: str | None = attrs.field(default=None, converter=_interface_address)
     gateway: str | None = attrs.field(default=None, converter=_address)
     dns: tuple[str, ...] = attrs.field(default=(), converter=_addresses)
+    host_loopback: bool = False
 
 
 def _limited(what: str, limit: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:

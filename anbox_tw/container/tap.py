@@ -74,6 +74,7 @@ start does. Each option can also stand in the TOML file of --config: backend = "
     optFlags = [
         ["privileged", None, "No id map: root in the container is root on the host."],
         ["use-rootfs-overlay", None, "Put DATA-PATH/rootfs-overlay over the root file system."],
+        ["host-loopback", None, "10.0.2.2 leads containers to what listens on the host's 127.0.0.1."],
         ["force-squashfuse", None, "Mount images through squashfuse even where loop devices work."],
         ["daemon", None, "Accepted as the original's; whether to detach is twistd's -n."],
     ]
@@ -117,6 +118,7 @@ start does. Each option can also stand in the TOML file of --config: backend = "
                 address=self["container-network-address"],
                 gateway=self["container-network-gateway"],
                 dns=[one.strip() for one in (self["container-network-dns-servers"] or "").split(",")],
+                host_loopback=bool(self["host-loopback"]),
             )
             self["authority"] = Authority(
                 devices=[*DEFAULT_DEVICES, *self["allow-device"]], admin_uids=map(_uid_of, self["admin"])

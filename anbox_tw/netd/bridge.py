@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from attrs import frozen
@@ -30,23 +30,56 @@ from anbox_tw.netd.kernel_journal import KernelJournal
 from anbox_tw.netd.namespace import NamespacedReactor, NetworkNamespace
 from anbox_tw.netd.nft import errno_in, match, meta, payload
 
-__all__ = ["COMMENT", "Bridge", "BridgeSeen", "bridge_ruleset"]
+__all__ = ["COMMENT", "Alias", "Bridge", "BridgeSeen", "bridge_ruleset"]
 
 COMMENT: Final = "managed by anbox-tw"
 # DNS and DHCP, should the host serve them on the bridge
 SERVED_PORTS: Final = (53, 67)
+_LOOPBACK: Final = ipaddress.IPv4Network("127.0.0.0/8")
+_TRANSPORTS: Final = ("tcp", "udp")
 
 Nft = Callable[[str], Awaitable[Completed]]
 """Runs ``nft -j -f -`` with a text."""
 
 
-def bridge_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> dict[str, Any]:
+@frozen
+class Alias:
+    """An address that leads those on the bridge to the host's loopback.
+
+    Attributes:
+        address: what they connect to.
+        loopback: where they get, an address of ``127.0.0.0/8``.
+        source: who may; None for all on the bridge.
+        port: of TCP and UDP; 0 for all ports of both.
+    """
+
+    address: ipaddress.IPv4Address
+    loopback: ipaddress.IPv4Address = ipaddress.IPv4Address("127.0.0.1")
+    source: ipaddress.IPv4Address | None = None
+    port: int = 0
+
+
+def _alias_rules(bridge: str, alias: Alias) -> list[list[dict[str, Any]]]:
+    """The expressions of an alias's rules."""
+    common = [match(meta("iifname"), bridge), match(payload("ip", "daddr"), str(alias.address))]
+    if alias.source is not None:
+        common.insert(1, match(payload("ip", "saddr"), str(alias.source)))
+    target = {"dnat": {"addr": str(alias.loopback)}}
+    if not alias.port:
+        return [[*common, match(meta("l4proto"), {"set": list(_TRANSPORTS)}), target]]
+    return [[*common, match(payload(each, "dport"), alias.port), target] for each in _TRANSPORTS]
+
+
+def bridge_ruleset(
+    table: str, bridge: str, subnet: ipaddress.IPv4Network, aliases: Iterable[Alias] = ()
+) -> dict[str, Any]:
     """One transaction for ``nft -j -f -`` that makes a bridge's table, whatever was in it before.
 
     Args:
         table: name of the table, family ``ip``; nothing else is in it.
         bridge: name of the bridge.
         subnet: what is masqueraded.
+        aliases: ways to the host's loopback.
     """
     name = {"family": "ip", "table": table}
     prefix = {"prefix": {"addr": str(subnet.network_address), "len": subnet.prefixlen}}
@@ -61,6 +94,17 @@ def bridge_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> di
     table_itself = {"table": {"family": "ip", "name": table}}
     incoming, outgoing = match(meta("iifname"), bridge), match(meta("oifname"), bridge)
     ports = {"set": list(SERVED_PORTS)}
+    ways = [rule("prerouting", *each) for alias in aliases for each in _alias_rules(bridge, alias)]
+    if ways:
+        # With route_localnet the host would take packets to 127.0.0.0/8 from the bridge: only our own translation may
+        # make such, which comes later.
+        loopback = {"prefix": {"addr": str(_LOOPBACK.network_address), "len": _LOOPBACK.prefixlen}}
+        ways = [
+            chain("martians", "filter", "prerouting", -300),
+            rule("martians", incoming, match(payload("ip", "daddr"), loopback), {"drop": None}),
+            chain("prerouting", "nat", "prerouting", -100),
+            *ways,
+        ]
     return {
         "nftables": [
             {"add": table_itself},
@@ -79,6 +123,7 @@ def bridge_ruleset(table: str, bridge: str, subnet: ipaddress.IPv4Network) -> di
             rule("forward", outgoing, {"accept": None}),
             rule("input", incoming, match(payload("udp", "dport"), ports), {"accept": None}),
             rule("input", incoming, match(payload("tcp", "dport"), ports), {"accept": None}),
+            *ways,
         ]
     }
 
@@ -105,6 +150,7 @@ class Bridge:
         name: of the bridge.
         address: the bridge's own, with the prefix length of its subnet.
         table: name of its nftables table, of the family ``ip``.
+        aliases: ways to the host's loopback, for the next `make_table`.
     """
 
     def __init__(
@@ -147,6 +193,7 @@ class Bridge:
             )
         self.name = name
         self.table = table or name
+        self.aliases: tuple[Alias, ...] = ()
         self._reactor = reactor
         self._namespace = namespace or NetworkNamespace()
         self._there = NamespacedReactor(reactor, self._namespace)
@@ -247,11 +294,26 @@ class Bridge:
         known = f"ip {self.table}" in self._journal.tables
         self._journal.note_table(f"ip {self.table}", made=True)
         try:
-            await self._transaction(bridge_ruleset(self.table, self.name, self.address.network))
+            await self._transaction(bridge_ruleset(self.table, self.name, self.address.network, self.aliases))
         except KernelRefused:
             # wholly or not at all
             self._journal.note_table(f"ip {self.table}", made=known)
             raise
+
+    def open_loopback(self) -> None:
+        """The step after the table, for `aliases`: have the kernel route to the loopback what comes over the bridge.
+
+        The table must be there: it drops what is addressed to the loopback itself.
+
+        Raises:
+            KernelRefused: refused.
+        """
+        path = f"/proc/sys/net/ipv4/conf/{self.name}/route_localnet"
+        try:
+            if self._namespace.read_file(path).strip() != "1":
+                self._kernel.write_sysctl(path, "1")
+        except OSError as error:
+            raise KernelRefused(error.errno or errno.EIO, f"writing {path}") from error
 
     async def _run_nft(self, text: str) -> Completed:
         return await run_tool(self._there, ["nft", "-j", "-f", "-"], stdin=text)

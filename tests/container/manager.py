@@ -51,7 +51,9 @@ class Orders(LineReceiver):
 
 async def run(reactor: Any, options: dict[str, Any]) -> None:
     binds = tuple(BindMount(*bind) for bind in options.pop("bind_mounts", []))
-    network = NetworkSpec(mode=options.pop("network", "auto"))
+    network = NetworkSpec(
+        mode=options.pop("network", "auto"), host_loopback=options.pop("host_loopback", False)
+    )
     isolation = options.pop("isolation", "auto")
     die_at = options.pop("die_at", 0)
     seen = 0

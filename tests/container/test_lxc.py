@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import attrs
+from twisted.internet.defer import CancelledError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -34,6 +35,57 @@ class InterfaceTests(SynchronousTestCase):
         container = backend.create(a_spec(directory), journal)
         self.assertTrue(verifyObject(IContainer, container))
         self.assertEqual(container.info()["notes"], [])
+
+
+class LoopbackTests(LxcCase):
+    """What listens on the host's 127.0.0.1, from inside."""
+
+    async def connect(self, host: str, port: int, network: NetworkSpec) -> tuple[Any, bool]:
+        """Run a container whose init connects there; the container, and whether it could."""
+        socket, pipe = await self.session(f"s{len(self.machines)}")
+        spec = self.spec(
+            socket,
+            instance=f"c{len(self.machines)}",
+            network=network,
+            environment={"HOST": host, "HOST_PORT": str(port)},
+        )
+        machine = self.machine(spec)
+        line = pipe.line()
+        # an init that cannot connect ends, perhaps before its start is told
+        machine.observe(lambda event: line.cancel() if event.state is State.FAILED else None)
+        starting = machine.start().addErrback(lambda failure: failure.trap(DiagnosedError))
+        try:
+            json.loads(await line)
+        except CancelledError:
+            return machine, False
+        finally:
+            await starting
+        return machine, True
+
+    async def test_the_emulators_alias_where_it_is_asked_for(self) -> None:
+        port = default_reactor.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        number = port.getHost().port
+        wanted = NetworkSpec(host_loopback=True)
+        machine, could = await self.connect("10.0.2.2", number, wanted)
+        self.assertTrue(could)
+        rules = run("nft", "list", "table", "ip", self.bridge)
+        self.assertIn("ip daddr 127.0.0.0/8 drop", rules)
+        self.assertEqual(read(f"/proc/sys/net/ipv4/conf/{self.bridge}/route_localnet"), "1\n")
+        # the bridge's own address is no way to it
+        _, could = await self.connect(machine.info()["gateway"], number, wanted)
+        self.assertFalse(could)
+
+    async def test_a_resolver_on_the_hosts_loopback_is_reached_through_the_bridge(self) -> None:
+        path = f"{self.directory}/resolv.conf"
+        with open(path, "w") as file:
+            file.write("nameserver 127.0.0.1\n")
+        self.network.resolv_confs = (path,)
+        port = default_reactor.listenTCP(53, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        machine, could = await self.connect("192.168.250.1", 53, NetworkSpec())
+        self.assertTrue(could)
+        self.assertEqual(machine.info()["dns"], [machine.info()["gateway"]])
 
 
 class HostRootfsTests(LxcCase):

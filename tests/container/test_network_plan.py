@@ -14,6 +14,7 @@ from anbox_tw.container.network_plan import (
     choose_address,
     choose_subnet,
     dropping_chains,
+    loopback_name_server,
     nft_ruleset,
     overlapping,
     parse_resolv_conf,
@@ -112,6 +113,17 @@ nameserver 1.0.0.1
 """
         self.assertEqual(parse_resolv_conf(text), ("10.0.0.1", "9.9.9.9", "1.1.1.1"))
         self.assertEqual(parse_resolv_conf(""), ())
+
+    def test_a_resolver_on_the_hosts_loopback(self) -> None:
+        for text, expected in (
+            (
+                "nameserver 10.0.0.1\nnameserver ::1\nnameserver 127.0.0.53\nnameserver 127.0.0.1\n",
+                "127.0.0.53",
+            ),
+            ("nameserver 10.0.0.1\n", ""),
+            ("#nameserver 127.0.0.1\nnameserver\nnameserver x\n", ""),
+        ):
+            self.assertEqual(loopback_name_server(text), expected)
 
 
 class RulesetTests(SynchronousTestCase):

@@ -472,6 +472,17 @@ class NetworkTests(RealCase):
         self.assertEqual(log.count("b'outside"), 1)
         self.assertIn("nameserver 10.0.2.3", log)
 
+    def test_the_hosts_loopback_where_it_is_asked_for(self) -> None:
+        need_root()
+        for tool in ("slirp4netns", "socat", "ip"):
+            need_tool(tool)
+        self.wrapper = ["unshare", "--net", "sh", "-c", self.SCRIPT.format("127.0.0.1"), "sh"]
+        _, log = self.run_script(
+            "python -c 'import socket; print(socket.create_connection((\"10.0.2.2\", 7777), 5).recv(99))'",
+            host_loopback=True,
+        )
+        self.assertIn("b'outside", log)
+
     def test_a_slirp_that_fails_is_told(self) -> None:
         need_root()
         directory = f"{self.directory}/bin"
