@@ -9,6 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
 from anbox_tw.container.authority import Authority, Caller
@@ -17,8 +18,8 @@ from anbox_tw.container.journal import UndoContext
 from anbox_tw.container.manager import ContainerManager, ManagerSettings, StartRequest
 from anbox_tw.container.service import ManagerApi
 from anbox_tw.container.spec import NetworkSpec
-from anbox_tw.errors import ConfigError, ContainerError, ExitCode
-from anbox_tw.interfaces import IContainer, IContainerBackend
+from anbox_tw.errors import ConfigError, ContainerError, ExitCode, NotRunning
+from anbox_tw.interfaces import IContainer, IContainerBackend, IReachableContainer
 from anbox_tw.network import Credentials
 from anbox_tw.rpc import Channel, Dispatcher, RemoteError
 from anbox_tw.testing.container import FakeBackend, FakeContainer
@@ -323,6 +324,34 @@ class AuthorityTests(Base):
         self.assertEqual((info["owner_uid"], info["owner_gid"]), (ALICE.uid, ALICE.gid))
         self.successResultOf(self.connect(OURS).stop_container("hers"))
         self.assertEqual(self.state("hers"), "stopped")
+
+    def test_sockets_inside_are_for_owner_and_administrator(self) -> None:
+        class Gate:
+            ready = True
+
+        gate: Any = Gate()
+
+        def reachable(container: Any) -> None:
+            alsoProvides(container, IReachableContainer)
+            container.gate = gate
+
+        self.lxc.on_create = reachable
+        self.manager.guest_sockets = "/run/guests"
+        alice, bob = self.connect(ALICE), self.connect(BOB)
+        self.successResultOf(alice.start_container("hers", backend="lxc"))
+        info = self.successResultOf(alice.container_info("hers"))
+        self.assertEqual(info["guest_sockets"], "/run/guests")
+        for caller in (ALICE, OURS):
+            self.assertIs(self.manager.guest_gate(Caller(caller.uid, caller.gid), "hers"), gate)
+        with self.assertRaisesRegex(NotRunning, "no instance 'hers'"):
+            self.manager.guest_gate(Caller(BOB.uid, BOB.gid), "hers")
+        # without a helper nobody is told of a way
+        gate.ready = False
+        self.assertEqual(self.successResultOf(alice.container_info("hers")).get("guest_sockets", ""), "")
+        self.lxc.on_create = lambda container: None
+        self.successResultOf(bob.start_container("his", backend="lxc"))
+        with self.assertRaisesRegex(NotRunning, "cannot be opened"):
+            self.manager.guest_gate(Caller(BOB.uid, BOB.gid), "his")
 
     def test_owner_may_stop_from_another_connection(self) -> None:
         self.successResultOf(self.connect(ALICE).start_container("hers", backend="lxc"))
