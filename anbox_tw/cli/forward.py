@@ -118,30 +118,29 @@ def _print_table(answer: pb.ForwardList) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in (
-        "LISTEN",
-        "TARGET",
-        "WAY",
-        "KEPT",
-        "OPEN",
-        "TOTAL",
-        "FAILED",
-        "TO GUEST",
-        "FROM GUEST",
-        "NOTE",
-    ):
-        table.add_column(title, no_wrap=title != "NOTE")
+    for title in ("LISTEN", "TARGET", "WAY", "OPEN", "TOTAL", "FAILED", "IN/OUT"):
+        table.add_column(title, no_wrap=True)
     for each in answer.forwards:
         table.add_row(
             each.listen,
             each.target,
-            (each.way or "none") + (f" ({each.via})" if each.via != "auto" else ""),
-            "yes" if each.persistent else "-",
+            f"only {each.via}" if each.way == each.via else each.way or "none",
             str(each.connections),
             str(each.accepted),
             str(each.failed),
-            str(each.bytes_to_guest),
-            str(each.bytes_from_guest),
-            each.problem or each.last_error,
+            f"{_bytes(each.bytes_to_guest)}/{_bytes(each.bytes_from_guest)}",
         )
     Console().print(table)
+    for each in answer.forwards:
+        notes = ["kept"] * each.persistent + [text for text in (each.problem, each.last_error) if text]
+        if notes:
+            click.echo(f"{each.listen}: {'; '.join(notes)}")
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("", "k", "M", "G"):
+        if size < 1000:
+            return f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}T"
