@@ -101,6 +101,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_for_port(port: int) -> None:
+    """Wait until somebody listens there, ten seconds at most."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+
+
 def isolated_environment(folder: str) -> dict[str, str]:
     """What makes adb keep to itself: its keys in ``folder``, no USB, no emulators, no mDNS."""
     return {
@@ -164,11 +173,7 @@ class Bench:
             )
         )
         for port in (self.theirs, self.ours):
-            for _ in range(100):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
+            wait_for_port(port)
             self.adb(port, "connect", f"localhost:{self.device_port}")
 
     def adb(self, port: int, *arguments: str) -> float:

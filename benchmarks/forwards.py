@@ -1,7 +1,7 @@
 """Reaching a guest's TCP service: ``adb forward`` (adb 36 and our adbd) beside the direct forward, in one run.
 
-The same C load as for the relays stands at both ends, and rounds are interleaved. Only the server at the guest's end
-and the way to it differ: four processes by adb, one with the direct forward.
+The same C load as for the relays stands at both ends, and rounds are interleaved. The way between
+them differs: two processes and a link by adb, one process with the direct forward. Latency is taken on one processor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from benchmarks import adb
-from benchmarks.contestants import build
+from benchmarks.contestants import build, on_one_processor
 from benchmarks.relays import Measure, Scale, medians
 
 __all__ = ["ADB_FORWARD", "BARE", "DIRECT_FORWARD", "MEASURES", "run"]
@@ -51,8 +51,13 @@ class Forwards:
         )
         assert daemon.stdout is not None
         daemon.stdout.readline()
-        stack.callback(self.adb, "kill-server")
-        self.adb("start-server")
+        server = stack.enter_context(
+            adb.running(
+                adb.binary(), "-P", str(self.server_port), "server", "nodaemon", environment=self.environment
+            )
+        )
+        self.between = [daemon.pid, server.pid]
+        adb.wait_for_port(self.server_port)
         self.adb("connect", f"localhost:{self.device_port}")
         ports = {ADB_FORWARD: self.by_adb(), DIRECT_FORWARD: self.directly(), BARE: self.guest_port}
         self.ports = {name: port for name, port in ports.items() if port is not None}
@@ -87,6 +92,7 @@ class Forwards:
         )
         assert process.stdout is not None
         line = process.stdout.readline()
+        self.between.append(process.pid)
         return int(line) if line else None
 
     @contextlib.contextmanager
@@ -115,11 +121,12 @@ class Forwards:
             address = f"tcp:{port}"
             # adb moves some hundred MB/s: an eighth keeps its rounds about as long
             size = self.scale.bytes // (8 if name == ADB_FORWARD else 1)
-            with self.guest():
+            with self.guest() as server:
                 self.load("push", address, str(8 << 20))
                 for key in ("push", "pull"):
                     note.setdefault(key, []).append(size / self.load(key, address, str(size))[0] / 1e6)
-                p50, p99 = self.load("ping", address, str(self.scale.pings // 4), "1")
+                with on_one_processor([*self.between, server.pid]):
+                    p50, p99 = self.load("ping", address, str(self.scale.pings // 4), "1")
                 note.setdefault("ping", []).append(p50)
                 note.setdefault("ping_p99", []).append(p99)
                 (rate,) = self.load("calls", address, str(self.scale.calls // 8), "1")

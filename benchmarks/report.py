@@ -135,11 +135,13 @@ def marks(document: dict[str, Any]) -> list[Mark]:
     ]
     for outstanding, bound in ((1, 6.0), (64, 20.0)):
         key = f"calls_per_s {outstanding}"
-        try:
-            ratio = calls["medians"]["anbox_tw.rpc"][key] / calls["medians"]["grpcio"][key]  # type: ignore[index]  # None is a TypeError too
-        except (KeyError, TypeError):
-            ratio = None
-        found.append(Mark(f"RPC to grpcio: calls per second, {outstanding} outstanding", ratio, bound, True))
+        for name, client in (("anbox_tw.rpc", "our client"), (rpc.PLAIN, "a plain socket as client")):
+            try:
+                ratio = calls["medians"][name][key] / calls["medians"]["grpcio"][key]  # type: ignore[index]  # None is a TypeError too
+            except (KeyError, TypeError):
+                ratio = None
+            what = f"RPC to grpcio: calls per second, {outstanding} outstanding, {client}"
+            found.append(Mark(what, ratio, bound, True))
     return [*found, *_adb_marks(document.get("adb"))]
 
 

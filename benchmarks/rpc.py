@@ -21,20 +21,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from anbox_tw.rpc._pb.anbox_bridge_pb2 import ClipboardData
+from benchmarks.contestants import on_one_processor
 
 Times = tuple[list[float], float]
 
 MESSAGE = ClipboardData(text="x" * 64)
 METHOD = "/anbox.Echo/Say"
 
+PLAIN = "anbox_tw.rpc, plain socket as client"
+
 CONTESTANTS = {
     "anbox_tw.rpc": "twisted",
     "anbox_tw.rpc, anbox-epoll": "twisted",
-    "anbox_tw.rpc, plain socket as client": "twisted",
+    PLAIN: "twisted",
     "grpcio": "grpc",
     "grpcio aio": "grpc",
     "grpclib": "grpclib",
@@ -299,7 +303,7 @@ def call_grpclib(path: str, calls: int, outstanding: int) -> Times:
 SERVERS = {
     "anbox_tw.rpc": serve_ours,
     "anbox_tw.rpc, anbox-epoll": serve_ours,
-    "anbox_tw.rpc, plain socket as client": serve_ours,
+    PLAIN: serve_ours,
     "grpcio": serve_grpcio,
     "grpcio aio": serve_grpcio_aio,
     "grpclib": serve_grpclib,
@@ -307,7 +311,7 @@ SERVERS = {
 CLIENTS = {
     "anbox_tw.rpc": call_ours,
     "anbox_tw.rpc, anbox-epoll": call_ours,
-    "anbox_tw.rpc, plain socket as client": call_plain,
+    PLAIN: call_plain,
     "grpcio": call_grpcio,
     "grpcio aio": call_grpcio_aio,
     "grpclib": call_grpclib,
@@ -388,7 +392,11 @@ def measure(*, calls: int, rounds: int, pinned: bool, million: bool) -> dict[str
                     for name, server in servers.items():
                         share = SHARE.get(name, 1.0) * (1 if outstanding == 1 or name not in SHARE else 0.5)
                         made = max(64, int(calls * share * (1 if outstanding == 1 else 3)) // 64 * 64)
-                        for key, value in server.measure(made, outstanding).items():
+                        # one call after the other is latency, and that is taken on one processor
+                        alone = on_one_processor([server.process.pid]) if outstanding == 1 else nullcontext()
+                        with alone:
+                            figures = server.measure(made, outstanding)
+                        for key, value in figures.items():
                             found[name].setdefault(f"{key} {outstanding}", []).append(value)
             if million:
                 ours = servers["anbox_tw.rpc"]
@@ -415,7 +423,7 @@ def middle(rounds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
 
 
 COLUMNS = (
-    ("calls_per_s 1", "calls/s, 1 outstanding"),
+    ("calls_per_s 1", "calls/s, 1 outstanding, pinned"),
     ("p50_us 1", "p50, us"),
     ("p99_us 1", "p99, us"),
     ("calls_per_s 64", "calls/s, 64 outstanding"),
