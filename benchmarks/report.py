@@ -60,6 +60,36 @@ def _ratio(results: dict[str, Any] | None, key: str, one: str, other: str) -> fl
         return None
 
 
+def _relay_marks(relays: dict[str, Any] | None, name: str, short: str) -> list[Mark]:
+    """Those of one of our relays: the strategies are the same on both reactors, the loop around them differs."""
+    found = []
+    for key, way in (("push", "h→g"), ("pull", "g→h")):
+        what = f"{short}: throughput {way} to"
+        found.append(Mark(f"{what} HAProxy's, which splices", _ratio(relays, key, name, HAPROXY), 1.2, True))
+        for peer in (COPYING, SPLICING):
+            found.append(
+                Mark(f"{what} {peer}'s (less noise)", _ratio(relays, key, name, peer), 1 - NOISE, True)
+            )
+        found.append(
+            Mark(
+                f"{short}: CPU per GiB {way} to HAProxy's",
+                _ratio(relays, f"{key}_cpu", name, HAPROXY),
+                1.0,
+                False,
+            )
+        )
+    found += [
+        Mark(
+            f"{short}: 1-byte round trip to C read/write's", _ratio(relays, "ping", name, COPYING), 1.1, False
+        ),
+        Mark(f"{short}: 64 KiB and ack to HAProxy's", _ratio(relays, "ping64k", name, HAPROXY), 1.0, False),
+    ]
+    for callers, many in ((1, "caller"), (8, "callers")):
+        what = f"{short}: new connections, {callers} {many}, to HAProxy's"
+        found.append(Mark(what, _ratio(relays, f"calls{callers}", name, HAPROXY), 0.8, True))
+    return found
+
+
 def _added(ways: dict[str, Any] | None, key: str) -> float | None:
     """What the direct forward adds to no forward at all, to what ``adb forward`` adds."""
     try:
@@ -76,45 +106,8 @@ def marks(document: dict[str, Any]) -> list[Mark]:
     """What the project holds itself to, with this run's figures."""
     relays, calls, ways = document.get("relays"), document.get("rpc"), document.get("forwards")
     found = []
-    for key, way in (("push", "h→g"), ("pull", "g→h")):
-        found.append(
-            Mark(
-                f"throughput {way} to HAProxy's, which splices", _ratio(relays, key, OURS, HAPROXY), 1.2, True
-            )
-        )
-        for peer in (COPYING, SPLICING):
-            found.append(
-                Mark(
-                    f"throughput {way} to {peer}'s (less noise)",
-                    _ratio(relays, key, OURS, peer),
-                    1 - NOISE,
-                    True,
-                )
-            )
-        found.append(
-            Mark(f"CPU per GiB {way} to HAProxy's", _ratio(relays, f"{key}_cpu", OURS, HAPROXY), 1.0, False)
-        )
     for name, short in ((OURS, "Twisted's reactor"), (OUR_REACTOR, "anbox-epoll")):
-        found += [
-            Mark(
-                f"1-byte round trip to C read/write's, {short}",
-                _ratio(relays, "ping", name, COPYING),
-                1.1,
-                False,
-            ),
-            Mark(
-                f"64 KiB and ack to HAProxy's, {short}", _ratio(relays, "ping64k", name, HAPROXY), 1.0, False
-            ),
-        ]
-    for callers in (1, 8):
-        found.append(
-            Mark(
-                f"new connections, {callers} caller{'s'[: callers - 1]}, to HAProxy's",
-                _ratio(relays, f"calls{callers}", OURS, HAPROXY),
-                0.8,
-                True,
-            )
-        )
+        found += _relay_marks(relays, name, short)
     try:
         idle = relays[OURS]["idle"]["median"]  # type: ignore[index]  # None is a TypeError too
     except (KeyError, TypeError):

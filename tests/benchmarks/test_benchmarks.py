@@ -61,16 +61,21 @@ class ReportTests(SynchronousTestCase):
 
     def test_marks_say_what_is_missed(self) -> None:
         marks = {mark.what: mark for mark in report.marks(document(relays=medians(RELAYS)))}
-        self.assertTrue(marks["throughput h→g to HAProxy's, which splices"].reached)
+        self.assertTrue(marks["Twisted's reactor: throughput h→g to HAProxy's, which splices"].reached)
         self.assertIn(
-            "2.00 | at least 1.2 | reached", marks["throughput h→g to HAProxy's, which splices"].row()
+            "2.00 | at least 1.2 | reached",
+            marks["Twisted's reactor: throughput h→g to HAProxy's, which splices"].row(),
         )
-        self.assertTrue(marks["64 KiB and ack to HAProxy's, Twisted's reactor"].reached)
-        self.assertIn("| - | 1.2 | not measured |", marks["throughput g→h to HAProxy's, which splices"].row())
+        self.assertTrue(marks["Twisted's reactor: 64 KiB and ack to HAProxy's"].reached)
+        self.assertIn(
+            "| - | 1.2 | not measured |",
+            marks["Twisted's reactor: throughput g→h to HAProxy's, which splices"].row(),
+        )
         slow = {**RELAYS, "anbox-tw": {"push": [1100.0]}}
         marks = {mark.what: mark for mark in report.marks(document(relays=medians(slow)))}
         self.assertIn(
-            "1.10 | at least 1.2 | **missed**", marks["throughput h→g to HAProxy's, which splices"].row()
+            "1.10 | at least 1.2 | **missed**",
+            marks["Twisted's reactor: throughput h→g to HAProxy's, which splices"].row(),
         )
 
     def test_several_goes_are_one_measurement(self) -> None:
