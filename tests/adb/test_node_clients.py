@@ -25,6 +25,7 @@ from anbox_tw.adb import AdbKey, Authority
 from anbox_tw.adb.daemon import DaemonConfig
 from anbox_tw.adb.daemon.control import DeviceControl
 from anbox_tw.adb.daemon.logs import LogBuffer
+from anbox_tw.adb.daemon.screen import Picture
 from anbox_tw.adb.pairing import PairingServer
 from anbox_tw.adb.server import AdbServer
 from anbox_tw.adb.server.known_hosts import KnownHosts
@@ -67,6 +68,7 @@ class NodeTestCase(DaemonTestCase):
                 environment={"PATH": f"{folder}/bin:{os.environ['PATH']}"},
                 logs=logs,
                 jdwp=f"\0anbox-tw-node-{os.getpid()}-{id(self)}",
+                screen=lambda: Picture(3, 2, bytes(range(24))),
                 control=DeviceControl(
                     reboot=self.control.append,
                     tcpip=self.control.append,
@@ -171,7 +173,7 @@ class AdbkitTests(NodeTestCase):
                 "tcp refused": gone,
                 "local": "THROUGH",
                 "log": gone,
-                "framebuffer": gone,
+                "framebuffer": [3, 2, "rgba", list(range(24))],
                 "proc stat": True,
                 "push": [1_500_000, True],
                 "push a stream": True,
@@ -237,7 +239,7 @@ class YaWebAdbTests(NodeTestCase):
                 found[:4] == [True, "from the host", True, 0] and "not found" in found[4]
             ),
             "reverse port": ["THROUGH", 0],
-            "framebuffer": lambda text: text in refused,
+            "framebuffer": [3, 2, 32, list(range(24))],
             "source": 500_000,
             "root": lambda text: "running as root" in text or "production builds" in text,
             "tcpip": "restarting in TCP mode port: 5557\n",

@@ -26,6 +26,7 @@ from anbox_tw.adb.daemon.control import DeviceControl
 from anbox_tw.adb.daemon.jdwp import JdwpHub
 from anbox_tw.adb.daemon.logs import LogBuffer
 from anbox_tw.adb.daemon.packages import PackageError, package_name
+from anbox_tw.adb.daemon.screen import Picture
 from anbox_tw.adb.daemon.sockets import parse_local, parse_tcp_port
 from anbox_tw.errors import AdbError, NetworkError
 from tests.adb.real import DaemonTestCase, reactor
@@ -332,6 +333,22 @@ class CommandServiceTests(ServiceTestCase):
         link: Any = device.link
         await link.transport.when_closed()
         await self.assertFailure(device.shell("true"), TransportClosed)
+
+
+class ScreenServiceTests(ServiceTestCase):
+    async def test_pictures(self) -> None:
+        waiting: Deferred[Picture] = Deferred()
+        answers: list[Any] = [Picture(2, 1, b"12345678"), waiting, Picture(3, 1, b"1234"), Picture(0, 0, b"")]
+        device = await self.device(DaemonConfig(screen=lambda: answers.pop(0)))
+        header = struct.pack("<13I", 1, 32, 8, 2, 1, 0, 8, 16, 8, 8, 8, 24, 8)
+        self.assertEqual(await self.say(device, "framebuffer:"), header + b"12345678")
+        asking = Deferred.fromCoroutine(self.say(device, "framebuffer:"))
+        while len(answers) > 2:
+            await self.pause()
+        waiting.callback(Picture(2, 1, b"abcdefgh"))
+        self.assertEqual(await asking, header + b"abcdefgh")
+        for _ in range(2):
+            await self.assertFailure(device.open("framebuffer:"), StreamRefused)
 
 
 class JdwpServiceTests(ServiceTestCase):

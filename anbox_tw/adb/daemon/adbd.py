@@ -21,6 +21,7 @@ from anbox_tw.adb.daemon.logs import LogcatCommand
 from anbox_tw.adb.daemon.packages import PackageStore
 from anbox_tw.adb.daemon.process import ChildSet
 from anbox_tw.adb.daemon.reverse import Reverses
+from anbox_tw.adb.daemon.screen import ScreenSource
 from anbox_tw.adb.daemon.sync import SyncStream, SyncThreads
 from anbox_tw.adb.keys import AdbKey, PublicKey
 from anbox_tw.adb.streams import AdbStream
@@ -36,6 +37,11 @@ Service = Callable[[str, AdbStream], Answer]
 STOP_TIMEOUT_S = 10.0
 RECONNECT_DELAY_S = 0.05
 """Between the answer to ``reconnect``, ``root`` or ``unroot`` and the end of the connection, so that it arrives."""
+
+
+async def _take_picture(screen: ScreenSource) -> IProtocol:
+    taken = screen()
+    return shell.TextStream((await taken if isinstance(taken, Deferred) else taken).encode())
 
 
 class _NoService(Command):
@@ -81,6 +87,7 @@ class AdbDaemon:
         self.services["sink"] = lambda argument, _stream: control.Sink(argument)
         self.services["source"] = lambda argument, _stream: control.Source(argument)
         self.services["reconnect"] = self._reconnect
+        self.services["framebuffer"] = self._framebuffer
         self.services["reverse"] = self._reverse
         self.services["abb"] = self._abb(framed=True)
         self.services["abb_exec"] = self._abb(framed=False)
@@ -178,6 +185,11 @@ class AdbDaemon:
             return shell.TextStream(self.config.control.serve(word, argument).encode())
 
         return serve
+
+    def _framebuffer(self, _argument: str, _stream: AdbStream) -> Answer:
+        if self.config.screen is None:
+            raise AdbError("there is no screen here")
+        return Deferred.fromCoroutine(_take_picture(self.config.screen))
 
     def _reconnect(self, _argument: str, stream: AdbStream) -> Answer:
         transport = stream.transport

@@ -17,6 +17,7 @@ from anbox_tw.adb.daemon.commands import CommandFactory
 from anbox_tw.adb.daemon.control import DeviceControl
 from anbox_tw.adb.daemon.identity import Identity
 from anbox_tw.adb.daemon.logs import LogBuffer
+from anbox_tw.adb.daemon.screen import ScreenSource
 from anbox_tw.adb.keys import AdbKey
 
 __all__ = ["DaemonConfig"]
@@ -53,6 +54,7 @@ class DaemonConfig:
         packages: where ``cmd package``, ``pm`` and ``abb_exec:package`` lead; a directory for a
             ``PackageStore``, an object with its ``command`` method, or None for no packages.
         commands: further commands that adbd answers itself, by name.
+        screen: gives the picture for ``framebuffer:``; None refuses it, as a device without a screen does.
         identity: whom shells and file services act as; None for the user that this process is.
         jdwp: address of the control socket for Java VMs, ``jdwp.CONTROL_NAME`` on a device, or None.
     """
@@ -73,6 +75,7 @@ class DaemonConfig:
     logs: LogBuffer = attrs.field(factory=LogBuffer)
     packages: str | Any | None = None
     commands: Mapping[str, CommandFactory] = attrs.field(factory=dict)
+    screen: ScreenSource | None = None
     identity: Identity | None = None
     jdwp: str | None = None
 

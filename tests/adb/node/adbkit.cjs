@@ -72,7 +72,11 @@ const shell = {
   "tcp refused": () => failure(device.openTcp(1)),
   local: async () => echo(await device.openLocal(settings.local)),
   log: () => failure(device.openLog("main")),
-  framebuffer: () => failure(device.framebuffer("raw")),
+  framebuffer: async () => {
+    const stream = await device.framebuffer("raw");
+    const pixels = await Adb.util.readAll(stream);
+    return [stream.meta.width, stream.meta.height, stream.meta.format, [...pixels]];
+  },
   "proc stat": async () => {
     const stat = await device.openProcStat();
     const loads = await once(stat, "load");

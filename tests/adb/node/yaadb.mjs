@@ -217,7 +217,10 @@ function operations(adb) {
       await adb.reverse.removeAll();
       return [said, (await adb.reverse.list()).length];
     },
-    framebuffer: () => wait(adb.framebuffer()),
+    framebuffer: async () => {
+      const { width, height, bpp, data } = await adb.framebuffer();
+      return [width, height, bpp, [...data]];
+    },
     source: async () => (await collect((await adb.createSocket("source:500000")).readable)).length,
     root: () => wait(adb.createSocketAndWait("root:")),
     tcpip: () => adb.tcpip.setPort(5557),
