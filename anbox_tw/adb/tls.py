@@ -96,7 +96,7 @@ class ClientTls:
     """The host's end: shows the certificate of one key and checks nothing.
 
     Args:
-        keys: our keys; the device may say which of them it knows, else the first is shown.
+        keys: our keys, of which the first is shown. A device may name those that it knows; that is not looked at.
     """
 
     def __init__(self, keys: Iterable[AdbKey]) -> None:
