@@ -36,6 +36,13 @@ MAX_CLIPBOARD_BYTES = 4 * MAX_CLIPBOARD_CHARS
 
 MAX_COMPLAINT_BYTES = 2048
 
+EMPTY_ATTEMPTS = 3
+"""How often is looked before nothing, without a complaint, is taken for an empty text: on a busy host a tool comes between
+two owners, or gives up on a large text that another tool hands out in parts, and says so to nobody."""
+
+SET_ATTEMPTS = 4
+"""How often a text is given to the tool: the child of xsel that owns a large one is gone at times."""
+
 SEEN_ATTEMPTS = 10
 SEEN_AGAIN_S = 0.05
 """How often, and how far apart, is looked whether a text that was set can be seen."""
@@ -212,9 +219,17 @@ class HostClipboard:
         return self._lock.run(lambda: ensureDeferred(self._set(text[:MAX_CLIPBOARD_CHARS])))
 
     async def _get(self) -> str:
-        output, why = await self._run(self.tools.paste, b"", output=True)
+        output, why = b"", ""
+        for attempt in range(EMPTY_ATTEMPTS):
+            if attempt:
+                await deferLater(self._reactor, SEEN_AGAIN_S)
+            output, why = await self._run(self.tools.paste, b"", output=True)
+            if output or why:
+                break
         if why and not _says_empty(why):
             self._tell(why)
+            return await self._own.get_text()
+        if not why and not output and self._failed:
             return await self._own.get_text()
         if not why:
             self._failed = False
@@ -227,17 +242,24 @@ class HostClipboard:
         if not why and current == data:
             return
         command = self.tools.clear if not data and self.tools.clear else self.tools.copy
-        _, why = await self._run(command, data, output=False)
-        if why:
-            self._tell(why)
-            return
-        self._failed = False
+        for _ in range(SET_ATTEMPTS):
+            _, why = await self._run(command, data, output=False)
+            if why:
+                self._tell(why)
+                return
+            if await self._is_seen(data):
+                self._failed = False
+                return
+        self._tell("the text was given to it and is not there")
+
+    async def _is_seen(self, data: bytes) -> bool:
         # xsel returns before its child owns the selection; others shall see the text when we say so.
         for _ in range(SEEN_ATTEMPTS):
             current, why = await self._run(self.tools.paste, b"", output=True)
             if current == data and (not why or _says_empty(why)):
-                return
+                return True
             await deferLater(self._reactor, SEEN_AGAIN_S)
+        return False
 
     def _tell(self, why: str) -> None:
         if not self._failed:
