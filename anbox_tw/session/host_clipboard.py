@@ -40,7 +40,7 @@ EMPTY_ATTEMPTS = 3
 """How often is looked before nothing, without a complaint, is taken for an empty text: on a busy host a tool comes between
 two owners, or gives up on a large text that another tool hands out in parts, and says so to nobody."""
 
-SET_ATTEMPTS = 4
+SET_ATTEMPTS = 2
 """How often a text is given to the tool: the child of xsel that owns a large one is gone at times."""
 
 SEEN_ATTEMPTS = 10
