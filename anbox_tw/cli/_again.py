@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import sys
 from pathlib import Path
@@ -35,9 +36,15 @@ OWN_VARIABLES = ("ANBOX_", "ADB_", "ANDROID_")
 OUTPUT_LINES = 40
 
 
+def _home() -> Path:
+    """The user's home; an empty or relative ``HOME`` would lead into the current directory."""
+    home = os.environ.get("HOME", "")
+    return Path(home if os.path.isabs(home) else pwd.getpwuid(os.getuid()).pw_dir)
+
+
 def _path(where: Instance) -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
-    home = Path(state) if os.path.isabs(state) else Path.home() / ".local/state"
+    home = Path(state) if os.path.isabs(state) else _home() / ".local/state"
     return home / "anbox" / "up" / f"{where.name}.json"
 
 

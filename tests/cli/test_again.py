@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from anbox_tw.cli._again import recall, remember
+from anbox_tw.cli._again import _path, recall, remember
 from anbox_tw.cli._instance import Instance
 from tests.integration.support import Sandbox
 
@@ -54,6 +54,11 @@ class MemoryTests(SynchronousTestCase):
         ):
             self.file.write_text(bad)
             self.assertEqual(recall(self.where), self.plain)
+
+    def test_a_home_that_is_none_is_not_the_current_directory(self) -> None:
+        for home in ("", "relative"):
+            self.patch(os, "environ", {"HOME": home})
+            self.assertTrue(_path(self.where).is_absolute())
 
     def test_a_state_directory_that_cannot_be_written_is_no_hindrance(self) -> None:
         (self.top / "state").write_text("in the way")
