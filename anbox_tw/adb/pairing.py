@@ -49,6 +49,9 @@ PEER_INFO_SIZE = 8192
 MAX_PACKET = 16384
 """``kMaxPayloadSize`` in ``pairing_connection.cpp``: twice the peer information."""
 EXPORT_SIZE = 64
+CLOSE_TIMEOUT_S = 5.0
+"""For the device to close after it has all; it closes at once."""
+
 TIMEOUT_S = 30.0
 """One exchange, from the connection to the peer information; a person's typing is over by then."""
 MAX_CONNECTIONS = 10
@@ -184,6 +187,7 @@ class _PairingProtocol(Protocol):
         self._error: AnboxError | None = None
         self._timer = clock.callLater(TIMEOUT_S, self._too_slow)
         self.done: Deferred[tuple[int, str]] = Deferred(lambda _: self._fail(PairingFailed("cancelled")))
+        self.gone: Deferred[None] = Deferred()
 
     def handshakeCompleted(self) -> None:
         """TLS is there, and so is its exported key."""
@@ -230,6 +234,8 @@ class _PairingProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection has ended, before or after the exchange."""
         self._stop()
+        if not self.gone.called:
+            self.gone.callback(None)
         if not self.done.called:
             self.done.errback(PairingFailed("Wrong password or connection was dropped."))
 
@@ -266,6 +272,12 @@ async def pair(clock: IReactorTime, endpoint: IStreamClientEndpoint, code: str, 
         protocol._fail(PairingFailed("cannot connect"))
         raise PairingNotStarted(f"Unable to start pairing client: {error}") from error
     kind, guid = await protocol.done
+
+    def cut(_result: object, _timeout: float) -> None:
+        protocol.transport.abortConnection()
+
+    # What we told of ourselves has to be out: a program that ends when this returns would take it along.
+    await protocol.gone.addTimeout(CLOSE_TIMEOUT_S, clock, onTimeoutCancel=cut)
     if kind != DEVICE_GUID or not guid:
         raise PairingFailed("the device did not say its GUID")
     return guid

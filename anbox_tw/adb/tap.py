@@ -155,6 +155,13 @@ def makeService(config: Options) -> IService:
     Raises:
         UsageError: an endpoint or the device's key cannot be used.
     """
+    try:
+        return _make(config)
+    except UsageError as error:
+        config.refuse(error)
+
+
+def _make(config: Options) -> CommandService:
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor

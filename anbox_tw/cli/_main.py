@@ -166,6 +166,13 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # a file of the user's, on a command line or on a disk that is full
+        if error.strerror is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        click.echo(f"anbox: {f'{name}: ' if name else ''}{error.strerror}", err=True)
+        sys.exit(ExitCode.FAILED)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 

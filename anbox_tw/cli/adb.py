@@ -68,6 +68,8 @@ class Target:
         from anbox_tw.adb.client import AdbClient, ServerNotRunning
         from anbox_tw.adb.client.links import server_endpoint
 
+        if self.direct is not None:
+            raise ConfigError("--direct has no meaning here", "leave it out: this asks an adb server")
         client = AdbClient(reactor, server_endpoint(reactor, self.environment()))
         if start and self.is_local:
             try:

@@ -78,7 +78,13 @@ def find_socket(name: str, instance: str) -> str:
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--socket", "socket_name", metavar="PATH|NAME", help="The daemon's socket.  [default: netd]")
 @click.option("--instance", "-i", default="default", show_default=True, help="Whose netd.")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for each reply.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for each reply.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per message.")
 @click.argument(
     "words",

@@ -96,7 +96,8 @@ def _calls(ril: Ril, options: argparse.Namespace) -> ExitCode:
 
 
 def _find(ril: Ril, number: str) -> Call | None:
-    return next((call for call in ril.calls() if call.number == number and not call.incoming), None)
+    # The modem may list what was dialled with more before it: another emulator's port becomes a whole number.
+    return next((call for call in ril.calls() if call.number.endswith(number) and not call.incoming), None)
 
 
 def _call(ril: Ril, options: argparse.Namespace) -> ExitCode:

@@ -188,6 +188,8 @@ class TetherController:
             "--except-interface=lo",
             f"--dhcp-leasefile={self._directory}/leases",
             "--user=",
+            # a change of group takes away the signal that ends it with us
+            "--group=",
         ]
         words += [f"--interface={interface}" for interface in self.interfaces]
         words += [f"--dhcp-range={first},{last},1h" for first, last in self._ranges]

@@ -10,7 +10,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -98,11 +98,15 @@ class CommandOptions(usage.Options):
             except AnboxError as error:
                 raise usage.UsageError(_in_words(error)) from error
         except usage.UsageError as error:
-            if self.parent is None:
-                raise
-            command = self.parent.subCommand or "twistd"
-            sys.stderr.write(f"{command}: {error}\ntry: twistd {command} --help\n")
-            raise SystemExit(int(ExitCode.USAGE)) from error
+            self.refuse(error)
+
+    def refuse(self, error: usage.UsageError) -> NoReturn:
+        """Say on standard error what is wrong with the options, and end the process; without twistd, raise."""
+        if self.parent is None:
+            raise error
+        command = self.parent.subCommand or "twistd"
+        sys.stderr.write(f"{command}: {error}\ntry: twistd {command} --help\n")
+        raise SystemExit(int(ExitCode.USAGE)) from error
 
     def _known(self) -> Iterator[tuple[str, bool]]:
         for name in self.longOpt:

@@ -127,7 +127,7 @@ class PhoneLink:
         if change.kind != "sent":
             return
         message: Message = change.value
-        port = self._port(message.number)
+        port = self._port(self.full_number(message.number))
         if port:
             self._reference = self._reference % 255 + 1
             own = f"+{self._device.phone.state.number}"

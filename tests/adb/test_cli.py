@@ -8,7 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-from anbox_tw.adb.daemon import DaemonConfig
+from twisted.internet.endpoints import serverFromString
+
+from anbox_tw.adb import AdbKey
+from anbox_tw.adb.daemon import AdbDaemon, DaemonConfig
+from anbox_tw.adb.daemon.service import AdbdService, PairingService
 from tests.adb.real import Command, DaemonTestCase, RealAdb, Result, reactor
 from tests.support import REPOSITORY
 
@@ -58,8 +62,28 @@ class CommandLineTests(DaemonTestCase):
         self.assertEqual((await self.run_cli("forward", "--remove-all")).code, 0)
         self.assertEqual((await self.run_cli("shell", "getprop", "ro.a")).out, b"b\n")
 
+    async def test_pair_and_end(self) -> None:
+        # The program ends as soon as it is paired: what it told of itself has to be out by then.
+        await self.start()
+        daemon = AdbDaemon(reactor)
+        service = AdbdService(reactor, daemon)
+        service.finish()
+        endpoint = serverFromString(reactor, "tcp:0:interface=127.0.0.1")
+        pairing = PairingService(reactor, endpoint, daemon, AdbKey.generate("device"), "123456", "adb-guid")
+        pairing.setServiceParent(service)
+        service.startService()
+        self.addCleanup(service.stopService)
+        port = pairing._port.getHost().port  # type: ignore[union-attr]
+        result = await self.run_cli("pair", f"localhost:{port}", "123456")
+        self.assertEqual((result.code, "Successfully paired" in result.text), (0, True), result.text)
+        self.assertIsNotNone(await pairing.paired.addTimeout(TIMEOUT_S, reactor))
+
     async def test_errors_have_their_exit_codes(self) -> None:
         await self.start()
+        result = await self.run_cli(*self.direct, "devices")
+        self.assertEqual((result.code, "no meaning" in result.text), (2, True))
+        result = await self.run_cli(*self.direct, "pull", "/bin/sh", "/proc/none/x")
+        self.assertEqual((result.code, "Traceback" in result.text), (1, False))
         result = await self.run_cli("-s", "nowhere", "shell", "true")
         self.assertEqual(result.code, 3)
         self.assertIn("device 'nowhere' not found", result.text)

@@ -104,6 +104,9 @@ class LinkTests(TestCase):
         self.one.device.messages.sent(f"+{self.second}", text)
         await until(lambda: len(self.two.device.messages.state.incoming) == 3, 30)
         self.assertEqual({m.pdu for m in self.two.device.messages.state.incoming}, {True})
+        # A port alone is a number here too, as it is for calls.
+        self.one.device.messages.sent(self.second[-4:], "short")
+        await until(lambda: len(self.two.device.messages.state.incoming) == 4, 30)
 
     async def test_the_client(self) -> None:
         port = self.one.adb.port - 1

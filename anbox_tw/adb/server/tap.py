@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twisted.application.service import IService, MultiService
+from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
@@ -18,6 +18,7 @@ from anbox_tw.adb.server.known_hosts import KnownHosts, default_known_hosts_path
 from anbox_tw.adb.server.pairing import Pairer
 from anbox_tw.adb.server.server import AdbServer, emulator_ports
 from anbox_tw.errors import HostLacks
+from anbox_tw.network.twistd import CommandOptions, CommandService
 
 __all__ = ["Options", "makeService"]
 
@@ -47,7 +48,7 @@ def default_endpoint(environment: dict[str, str]) -> str:
     return f"tcp:{number}:interface=127.0.0.1"
 
 
-class Options(usage.Options):
+class Options(CommandOptions):
     """The command line of ``twistd anbox-adb-server``."""
 
     synopsis = "[--listen ENDPOINT] [options]"
@@ -90,6 +91,13 @@ def makeService(config: Options) -> IService:
     Raises:
         usage.UsageError: the endpoint or a key file cannot be used.
     """
+    try:
+        return _make(config)
+    except usage.UsageError as error:
+        config.refuse(error)
+
+
+def _make(config: Options) -> IService:
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
@@ -103,7 +111,7 @@ def makeService(config: Options) -> IService:
             keys = load_user_keys()
         except AdbKeyError as error:
             raise usage.UsageError(str(error)) from error
-    parent = MultiService()
+    parent = CommandService("anbox-adb-server", config, reactor)
     ports = range(0) if config["no-emulators"] else emulator_ports()
     known_hosts = KnownHosts(default_known_hosts_path())
     discovery: MdnsDiscovery | None = None
